@@ -1,0 +1,56 @@
+# The five words are build, check, test, run and bench; `make` alone lists what else there is.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYX := $(shell find engine edgenode tests -name '*.py[x]' -o -name '*.pxd')
+BUILT := build/.built
+
+.DEFAULT_GOAL := help
+.PHONY: help build check test run bench test-debug clean
+
+help:
+	@echo 'make run    build, then a ten-second demonstration of a whole node'
+	@echo 'make test   build, then the test suite'
+	@echo 'make check  formatting, lint, types, stubs, tidy'
+	@echo 'make bench  the benchmarks; results into bench/results'
+	@echo 'make build  virtual environment and compiled extensions'
+	@echo 'make clean  remove everything that was built'
+
+$(STAMP): pyproject.toml requirements.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(BUILT): $(STAMP) $(PYX) setup.py
+	@mkdir -p build
+	$(BIN)/python setup.py --quiet build_ext --inplace > build/build.log 2>&1 || (cat build/build.log; exit 1)
+	@! grep -n 'performance hint' build/build.log
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . 
+	@touch $@
+
+build: $(BUILT)
+
+run: build
+	$(BIN)/minoots demo
+
+test: build
+	$(BIN)/python -m pytest
+
+check: build
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --concise $(shell $(PYTHON) packaging/stubs.py)
+	$(BIN)/python -m pytest tests/test_tidy.py
+
+test-debug: build
+	MINOOTS_DEBUG=1 $(BIN)/python setup.py --quiet build --build-base build/debug --build-lib build/debug/lib > build/debug.log 2>&1 || (cat build/debug.log; exit 1)
+	cp -r tests build/debug/lib/
+	cd build/debug/lib && PYTHONPATH=. ../../../$(BIN)/python -m pytest -c ../../../pyproject.toml --rootdir . tests/unit tests/model
+
+bench: build
+	$(BIN)/minoots bench all
+
+clean:
+	rm -rf .venv build dist *.egg-info
+	find engine edgenode tests -name '*.so' -delete
