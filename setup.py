@@ -36,7 +36,12 @@ def extensions() -> list[Extension]:
         Extension(
             ".".join(path.with_suffix("").parts),
             [str(path)],
-            extra_compile_args=[*FLAGS, "-Wall", "-Wno-unused-function", "-Wno-maybe-uninitialized"],
+            extra_compile_args=[
+                *FLAGS,
+                "-Wall",
+                "-Wno-unused-function",
+                "-Wno-maybe-uninitialized",
+            ],
             libraries=["dl", "pthread", "m"],
         )
         for path in sources

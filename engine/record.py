@@ -47,6 +47,7 @@ IMAGE_END = EVENT_HEAD_BYTES + IMAGE_BYTES  # where an event's blob begins
 FLAG_IMAGE = 1  # a timer image follows the head
 FLAG_BLOB = 2  # a definition follows the image
 FLAG_MISFIRE = 4  # it fired late because the node was down or overloaded
+FLAG_SLIM = 8  # what follows the image is only rule, name and labels, to show: never fold it
 
 ROW_SEED = 0x4D494E4F  # a row's checksum starts here, an event's at its seq: neither passes as the
 NOTE_SEED = 0x4E4F5445  # other, nor at another place
@@ -123,13 +124,13 @@ class Blob(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What an idempotency key did: `count` events from `first_seq`, and the reply if it is kept."""
+    """What an idempotency key did: `events_count` events from `first_seq`; the reply if kept."""
 
     key: bytes
     body_hash: bytes
     at_ns: int
     first_seq: int
-    count: int
+    events_count: int
     reply: bytes
 
 
@@ -150,9 +151,12 @@ def pack_event(
     image: Image | None,
     blob: bytes = b"",
 ) -> bytes:
-    """Encode one event; FLAG_IMAGE and FLAG_BLOB are set from what is given. 0.9 us."""
+    """Encode one event; FLAG_IMAGE and FLAG_BLOB are set from what is given. 0.9 us.
+
+    A blob given with FLAG_SLIM does not set FLAG_BLOB: it names the timer, it does not define it.
+    """
     if image is not None:
-        flags |= FLAG_IMAGE | FLAG_BLOB if blob else FLAG_IMAGE
+        flags |= FLAG_IMAGE if flags & FLAG_SLIM or not blob else FLAG_IMAGE | FLAG_BLOB
         head = _event_pack(0, RECORD_VERSION, kind, flags, at_ns, prev_seq, due_ns, occurrence, 0)
         body = b"".join((head[4:], _image_pack(*image), blob))
     else:
@@ -240,7 +244,7 @@ def pack_note(note: Note) -> bytes:
         note.body_hash,
         note.at_ns,
         note.first_seq,
-        note.count,
+        note.events_count,
         len(note.reply),
     )
     body = head[4:] + note.reply

@@ -63,7 +63,7 @@ class Commit(NamedTuple):
 
     number: int
     first_seq: int
-    count: int
+    events_count: int
     at_ns: int
     chain: bytes
     floor: int

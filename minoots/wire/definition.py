@@ -109,6 +109,9 @@ class Misfire(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     catchup_rate: float | None = None
 
 
+NULL = msgspec.Raw(b"null")
+
+
 class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """An immutable blueprint of a timer; the body of `timer.schedule`.
 
@@ -120,7 +123,7 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     schedule: Schedule
     name: str = ""
     labels: dict[str, str] = {}
-    payload: msgspec.Raw = msgspec.Raw(b"null")
+    payload: msgspec.Raw = msgspec.field(default_factory=lambda: NULL)
     max_occurrences: int | None = None
     expires_at: str | None = None
     misfire: Misfire | None = None

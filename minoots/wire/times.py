@@ -168,19 +168,26 @@ class IdMaker:
     random_bits(n) gives n random bits: the caller's seeded or system source.
     """
 
-    __slots__ = ("_count", "_high", "_low4", "_text")
+    __slots__ = ("_count", "_high", "_low4", "_ms", "_text")
 
     COUNT_MAX = 1 << 20
 
     def __init__(self) -> None:
         self._count = self.COUNT_MAX
+        self._ms = -1
         self._high = b""
         self._low4 = 0
         self._text = ""
 
     def begin(self, utc_ns: int, random_bits: int) -> None:
-        """Start a turn: `random_bits` is a fresh random integer of 54 bits."""
+        """Start a turn: `random_bits` is a fresh random integer of 54 bits.
+
+        Inside one millisecond the counter goes on, so that ids stay in order (RFC 9562, 6.2).
+        """
         ms = max(utc_ns, 0) // MS & (1 << 48) - 1
+        if ms == self._ms and self._count < self.COUNT_MAX // 2:
+            return
+        self._ms = ms
         rand_a, rand_b = random_bits >> 42, random_bits & (1 << 42) - 1
         number = ms << 80 | 7 << 76 | (rand_a & 0xFFF) << 64 | 2 << 62 | rand_b << 20
         self._high = (number >> 24).to_bytes(13, "big")

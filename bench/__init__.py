@@ -1,0 +1,1 @@
+"""Benchmarks: one file a question. Each has `run(small) -> dict` and prints what it measured."""

@@ -1,0 +1,145 @@
+"""Clients that load a node: raw frames, encoded before the clock starts, in processes of their own.
+
+python -m bench.load KIND ENDPOINT COUNT IN_FLIGHT [BATCH]    prints one JSON line
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import zmq
+
+from bench.report import percentiles
+
+NS = 1_000_000_000
+DURATION = "6h"  # nothing that is created here fires while it is measured
+
+
+def definition(k: int) -> dict[str, Any]:
+    """About 300 bytes in the log, as a real timer has."""
+    return {
+        "name": f"invoice-{k % 1000}",
+        "labels": {"team": "billing", "region": "eu-west"},
+        "schedule": {"kind": "after", "duration": DURATION},
+        "payload": {"invoice": 1_000_000 + k, "action": "remind", "attempt": 1},
+    }
+
+
+def dealer(context: zmq.Context[Any], endpoint: str) -> zmq.Socket[bytes]:
+    """A socket without limits of its own."""
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = 0
+    socket.connect(endpoint)
+    return socket
+
+
+def pump(
+    socket: zmq.Socket[bytes], op: str, bodies: list[bytes], count: int, in_flight: int
+) -> dict[str, Any]:
+    """Send `count` requests with `in_flight` unanswered; rate per request and latency."""
+    header = json.dumps({"op": op}).encode()
+    sent_ns = [0] * count
+    took: list[float] = []
+    refused = sent = done = 0
+    began_ns = time.monotonic_ns()
+    while done < count:
+        while sent < count and sent - done < in_flight:
+            sent_ns[sent] = time.monotonic_ns()
+            body = bodies[sent % len(bodies)]
+            socket.send_multipart((b"MZP1", b"Q", b"%d" % sent, header, body), copy=True)
+            sent += 1
+        frames = socket.recv_multipart()
+        now_ns = time.monotonic_ns()
+        took.append((now_ns - sent_ns[int(frames[2])]) / 1e6)
+        refused += frames[1] != b"R"
+        done += 1
+    seconds = (time.monotonic_ns() - began_ns) / NS
+    return {"seconds": seconds, "refused": refused, "latency_ms": percentiles(took)}
+
+
+def create_single(socket: zmq.Socket[bytes], count: int, in_flight: int) -> dict[str, Any]:
+    """`timer.schedule`, one timer a request."""
+    bodies = [json.dumps(definition(k)).encode() for k in range(min(count, 2_000))]
+    result = pump(socket, "timer.schedule", bodies, count, in_flight)
+    return result | {"per_second": count / result["seconds"]}
+
+
+def create_many(
+    socket: zmq.Socket[bytes], count: int, in_flight: int, batch: int
+) -> dict[str, Any]:
+    """`timer.schedule_many`, `batch` timers a request; `count` timers in all."""
+    requests = max(count // batch, 1)
+    bodies = [
+        json.dumps({"timers": [definition(r * batch + k) for k in range(batch)]}).encode()
+        for r in range(min(requests, 16))
+    ]
+    result = pump(socket, "timer.schedule_many", bodies, requests, in_flight)
+    return result | {"per_second": requests * batch / result["seconds"]}
+
+
+def lone(socket: zmq.Socket[bytes], count: int) -> dict[str, Any]:
+    """One small request at a time, with pauses: what a user beside heavy load feels."""
+    body = json.dumps(definition(0)).encode()
+    header = b'{"op":"timer.schedule"}'
+    took = []
+    for k in range(count):
+        began_ns = time.monotonic_ns()
+        socket.send_multipart((b"MZP1", b"Q", b"%d" % k, header, body))
+        socket.recv_multipart()
+        took.append((time.monotonic_ns() - began_ns) / 1e6)
+        time.sleep(0.005)
+    return {"latency_ms": percentiles(took)}
+
+
+def spawn(kind: str, endpoint: str, *numbers: int) -> subprocess.Popen[str]:
+    """Start a client process; it waits for a line on stdin before it begins."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.load", kind, endpoint, *map(str, numbers)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def begin(*clients: subprocess.Popen[str]) -> None:
+    """Wait until each has its frames ready, then let all go."""
+    for client in clients:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+    for client in clients:
+        assert client.stdin is not None
+        client.stdin.write("go\n")
+        client.stdin.flush()
+
+
+def result_of(client: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a client measured."""
+    assert client.stdout is not None
+    line = client.stdout.readline()
+    client.wait(30)
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def main() -> None:
+    """One client process."""
+    kind, endpoint, *rest = sys.argv[1:]
+    numbers = [int(number) for number in rest]
+    context: zmq.Context[Any] = zmq.Context()
+    socket = dealer(context, endpoint)
+    socket.send_multipart((b"MZP1", b"Q", b"hello", b'{"op":"hello"}', b"{}"))
+    socket.recv_multipart()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    run = {"single": create_single, "many": create_many, "lone": lone}[kind]
+    print(json.dumps(run(socket, *numbers)), flush=True)  # type: ignore[operator]
+    context.destroy(linger=0)
+
+
+if __name__ == "__main__":
+    main()

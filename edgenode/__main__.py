@@ -1,0 +1,140 @@
+"""The `minoots` program: the client's verbs, and those that need the node's own code.
+
+The one place that may import everything; heavy imports wait until a verb needs them, so that
+`minoots --help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from minoots.cli import cli
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: a service manager need not try again
+
+
+def _fail(message: str, code: int = EXIT_FAILED) -> None:
+    click.echo(f"minoots: {message}", err=True)
+    sys.exit(code)
+
+
+def _load_config(config: str | None, flags: dict[str, str]) -> object:
+    from edgenode import config as configs
+
+    try:
+        return configs.load(configs.config_file(config), os.environ, flags)
+    except configs.ConfigError as error:
+        for fault in error.faults:
+            click.echo(f"minoots: {fault}", err=True)
+        sys.exit(EXIT_CONFIG)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}", EXIT_CONFIG)
+    return None
+
+
+@cli.command("run")
+@click.option("--data", metavar="DIR", help="Data directory.")
+@click.option("--config", metavar="FILE", help="Configuration file (TOML).")
+@click.option("--control", metavar="ENDPOINT", help="Control door, e.g. tcp://127.0.0.1:0.")
+@click.option("--stream", metavar="ENDPOINT", help="Stream door.")
+@click.option("--events", metavar="ENDPOINT", help="Events door.")
+@click.option("--json", "as_json", is_flag=True, help="Log JSON lines.")
+@click.option(
+    "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"])
+)
+def run_command(
+    data: str | None,
+    config: str | None,
+    control: str | None,
+    stream: str | None,
+    events: str | None,
+    as_json: bool,
+    log_level: str,
+) -> None:
+    """Run a node until SIGTERM or SIGINT."""
+    from edgenode.config import Config, data_dir
+    from edgenode.doors.zeromq import DoorError
+    from edgenode.logs import say, setup
+    from edgenode.serve import serve
+    from engine.errors import EngineError
+
+    given = {"doors.control": control, "doors.stream": stream, "doors.events": events}
+    loaded = _load_config(config, {key: text for key, text in given.items() if text is not None})
+    assert isinstance(loaded, Config)
+    setup(json=as_json, level=log_level)
+    try:
+        serve(loaded, data_dir(data))
+    except (EngineError, DoorError, OSError) as error:
+        say("error", "cannot_serve", error=error)
+        sys.exit(EXIT_FAILED)
+
+
+@cli.command("check-config")
+@click.option("--config", metavar="FILE", help="Configuration file (TOML).")
+@click.option("--describe", is_flag=True, help="Print every key, its default, range and meaning.")
+def check_config(config: str | None, describe: bool) -> None:
+    """Check the configuration: exit 0, or 78 with every fault."""
+    from edgenode import config as configs
+
+    if describe:
+        for name, default, span, meaning in configs.describe():
+            click.echo(f"{name} = {default}  # {span}: {meaning}")
+        return
+    _load_config(config, {})
+    click.echo("the configuration is good")
+
+
+@cli.command("demo")
+@click.option("--seconds", default=8.0, show_default=True, help="How long it goes on.")
+def demo_command(seconds: float) -> None:
+    """Start an ephemeral node, schedule a few timers, show their events as they fire."""
+    from minoots.cli.demo import demo
+
+    sys.exit(demo(seconds))
+
+
+@cli.command("bench")
+@click.argument("what", type=click.Choice(["wheel", "store", "node", "jitter", "all"]))
+@click.option("--small", is_flag=True, help="End within seconds: to see that it runs.")
+@click.option("--out", metavar="DIR", help="Write WHAT.json and WHAT.svg there.")
+def bench_command(what: str, small: bool, out: str | None) -> None:
+    """Measure the wheel, the store or a whole node on this machine."""
+    from bench.command import run
+
+    run(what, small=small, out=Path(out) if out else None)
+
+
+@cli.command("reindex")
+@click.option("--data", metavar="DIR", help="Data directory of a node that is stopped.")
+@click.option("--tables", is_flag=True, help="Rebuild the tables too, as far as the log reaches.")
+def reindex_command(data: str | None, tables: bool) -> None:
+    """Rebuild the due index and the names from the timers; the node must be stopped."""
+    from edgenode.config import data_dir
+    from edgenode.offline import reindex
+
+    sys.exit(reindex(data_dir(data), tables=tables))
+
+
+@cli.command("verify")
+@click.option("--data", metavar="DIR", help="Data directory of a node that is stopped.")
+def verify_command(data: str | None) -> None:
+    """Recompute the log's hash chain and checksums; the node must be stopped."""
+    from edgenode.config import data_dir
+    from edgenode.offline import verify
+
+    sys.exit(verify(data_dir(data)))
+
+
+def main() -> None:
+    """The entry point."""
+    cli(prog_name="minoots")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What happens when a timer is due: one event that says so, and its next occurrence or its end."""
+
+from __future__ import annotations
+
+from edgenode.definitions import replace_rule
+from edgenode.ledger import TICK_NS, Ledger, Timer
+from engine import schedule as rules
+from engine.clock import tick_at_or_after
+from engine.record import FLAG_MISFIRE, Image, Kind, Scale, unpack_blob
+from engine.schedule import Occurrence, Rule
+from engine.timer import Reason, State
+
+
+def fire_due(ledger: Ledger, id: bytes, lead_ns: int) -> bool:
+    """Write `expired` for a timer that the wheel has handed over; whether there was one to write.
+
+    The wheel may hand over a timer that was moved or ended meanwhile: then its image says so.
+    """
+    timer = ledger.load(id)
+    if timer is None or timer.image.state != State.SCHEDULED:
+        return False
+    image, now = timer.image, ledger.now
+    deadline_ns = ledger.deadline_ns(image)
+    if deadline_ns > now.steady_ns + lead_ns:
+        ledger.hot.arm(id, tick_at_or_after(deadline_ns, TICK_NS))
+        return False
+    late = now.steady_ns - deadline_ns > ledger.config.engine.misfire_after
+    missed = deadline_ns < ledger.serving_since_ns
+    rule = rules.unpack_rule(unpack_blob(timer.blob).rule)
+    _expire(ledger, timer, rule, FLAG_MISFIRE if late or missed else 0)
+    return True
+
+
+def _expire(ledger: Ledger, timer: Timer, rule: Rule, flags: int) -> Timer:
+    image, now = timer.image, ledger.now
+    shift_ns = now.shift_ns if image.scale == Scale.STEADY else 0
+    fired = Occurrence(image.occurrence, image.due_ns)
+    coming = rules.following(rule, fired, now_ns=now.steady_ns, shift_ns=shift_ns)
+    seq = ledger.next_seq
+    if coming is None:
+        after = {"state": int(State.COMPLETED), "reason": int(_why_ended(rule, fired))}
+    else:
+        after = {"due_ns": coming.due_ns, "occurrence": coming.number, "reason": int(Reason.NONE)}
+    timer = ledger.change(
+        Kind.EXPIRED,
+        timer,
+        blob=timer.blob,
+        flags=flags,
+        told_due_ns=image.due_ns + shift_ns,
+        told_occurrence=fired.number,
+        **after,
+    )
+    ledger.expect_receipt(seq, image.id)
+    return timer
+
+
+def _why_ended(rule: Rule, fired: Occurrence) -> Reason:
+    if not rule.recurring:
+        return Reason.NONE
+    if rule.max_occurrences and fired.number >= rule.max_occurrences:
+        return Reason.MAX_OCCURRENCES
+    return Reason.EXPIRES_AT
+
+
+def trigger(ledger: Ledger, timer: Timer) -> Timer:
+    """Fire a timer now, by a client's wish: it takes the number of the occurrence that comes next.
+
+    A one-shot is completed by it; a recurring one keeps its dues, numbered one higher, and a paused
+    one stays paused.
+    """
+    image, now = timer.image, ledger.now
+    rule = rules.unpack_rule(unpack_blob(timer.blob).rule)
+    seq, blob = ledger.next_seq, timer.blob
+    after = {"reason": int(Reason.TRIGGERED)}
+    coming = None
+    if rule.recurring:
+        coming = Occurrence(image.occurrence + 1, image.due_ns)
+        shift_ns = now.shift_ns if image.scale == Scale.STEADY else 0
+        coming = rules.allowed(rule, coming, shift_ns=shift_ns)
+    if coming is None:
+        after |= {"state": int(State.COMPLETED), "due_ns": _due_now(image, ledger), "left_ns": 0}
+    else:
+        after["occurrence"] = coming.number
+        blob = replace_rule(blob, rules.shifted(rule, -rule.interval_ns))
+    timer = ledger.change(
+        Kind.EXPIRED,
+        timer,
+        blob=blob,
+        told_due_ns=now.utc_ns,
+        told_occurrence=image.occurrence,
+        **after,
+    )
+    ledger.expect_receipt(seq, image.id)
+    return timer
+
+
+def _due_now(image: Image, ledger: Ledger) -> int:
+    return ledger.now.steady_ns if image.scale == Scale.STEADY else ledger.now.utc_ns

@@ -1,0 +1,349 @@
+"""The node's facts: what the log says, and what the open turn adds to it.
+
+Verbs and fires read timers here and write events here; nothing else does. A written event is at
+once what later decisions of the same turn and of later turns see (through the hot set), although it
+leaves the process only after its commit: if that fails, all of this is thrown away and rebuilt.
+Arming follows the decision at once too; docs/decisions/0001-arming.md says why that is safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edgenode.call import Answer
+from edgenode.config import Config
+from edgenode.definitions import slim
+from edgenode.encode import Identity
+from engine._hot import HotSet
+from engine.clock import Now, tick_at_or_after
+from engine.record import (
+    FLAG_BLOB,
+    FLAG_SLIM,
+    Event,
+    Image,
+    Kind,
+    Note,
+    Scale,
+    chain_hash,
+    pack_event,
+    pack_note,
+    unpack_event,
+    unpack_note,
+    unpack_row,
+)
+from engine.store import Batch, Log, LogReader, Tables, TablesReader
+from engine.timer import TERMINAL, State, may
+from minoots.wire.problems import refusal
+from minoots.wire.times import IdMaker
+
+TICK_NS = (
+    1 << 20
+)  # the wheel's unit, 1.05 ms: the release is exact, the wheel only hands over ahead
+
+
+class StoreLog(Log, LogReader, Protocol):
+    """The log, both ways."""
+
+
+class StoreTables(Tables, TablesReader, Protocol):
+    """The tables, both ways."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A closed turn: what to commit (None: nothing), and what may leave once that is durable."""
+
+    batch: Batch | None
+    answers: list[Answer]
+    opened_ns: int
+
+
+@dataclass(slots=True)
+class Timer:
+    """A timer as it is now: its image, its definition, and the seq that the image stands at."""
+
+    image: Image
+    blob: bytes
+
+
+@dataclass(slots=True)
+class Ledger:
+    """See the module. `now` is set by the node at each pass; `random_bits(n)` is its randomness."""
+
+    config: Config
+    identity: Identity
+    log: StoreLog
+    tables: StoreTables
+    hot: HotSet
+    random_bits: Callable[[int], int]
+    now: Now
+    chain: bytes = bytes(32)
+    first_seq: int = 1
+    horizon_ns: int = 0  # steady: what is due before it is armed
+    serving_since_ns: int = 0  # steady: what was due earlier was missed
+    settled_seq: int = 0  # the newest event that is durable and was handed to the publisher
+    live_count: int = 0
+    trim_below: int = 0
+    events: list[bytes] = field(default_factory=list)
+    notes: list[bytes] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    receipts: bytearray = field(default_factory=bytearray)
+    receipts_since_ns: int = 0
+    opened_ns: int = 0
+    unreleased: dict[int, bytes] = field(default_factory=dict)  # expired, not yet receipted
+    receipted: set[int] = field(default_factory=set)
+    waiting_receipt: deque[int] = field(default_factory=deque)
+    newer_notes: dict[bytes, bytes] = field(default_factory=dict)
+    notes_order: deque[tuple[int, bytes]] = field(default_factory=deque)
+    fired: dict[int, int] = field(default_factory=dict)  # receipts that are not durable yet
+    breathe: Callable[[], None] = lambda: None  # a look at the clock inside a long decision
+    ids: IdMaker = field(default_factory=IdMaker)
+    _ids_at: Now | None = None
+
+    # ------------------------------------------------------------------------------- reading
+
+    @property
+    def next_seq(self) -> int:
+        """The number that the next event gets."""
+        return self.first_seq + len(self.events)
+
+    def event(self, seq: int) -> Event | None:
+        """A decided event, durable or not; None if it is trimmed."""
+        at = seq - self.first_seq
+        data = self.events[at] if at >= 0 else self.log.event(seq)
+        return None if data is None else unpack_event(seq, data)
+
+    def load(self, id: bytes) -> Timer | None:
+        """A timer as the newest decision left it; None if there is none or its end is forgotten."""
+        entry = self.hot.get(id)
+        if entry is not None and entry[0]:
+            record = self.event(entry[0])
+            assert record is not None, "the log was trimmed above the tables"
+            return self._from_record(record)
+        row = self.tables.row(id)
+        if row is not None:
+            return Timer(*unpack_row(id, row))
+        seq = self.tables.done(id)
+        record = self.event(seq) if seq else None
+        return self._from_record(record) if record is not None else None
+
+    def _from_record(self, record: Event) -> Timer:
+        image = record.image
+        assert image is not None
+        if record.flags & FLAG_BLOB:
+            return Timer(image, record.blob)
+        return Timer(image, self._definition(record) or record.blob)
+
+    def _definition(self, record: Event) -> bytes | None:
+        """The newest definition at or before `record`, or the one in the tables."""
+        image = record.image
+        assert image is not None
+        earlier: Event | None = record
+        while earlier is not None and not earlier.flags & FLAG_BLOB:
+            earlier = self.event(earlier.prev_seq) if earlier.prev_seq else None
+        if earlier is not None:
+            return earlier.blob
+        row = self.tables.row(image.id)
+        return unpack_row(image.id, row)[1] if row is not None else None
+
+    def position(self, image: Image) -> str:
+        """`armed` or `firing` where that is where the timer stands, else ""."""
+        if image.seq in self.unreleased:
+            return "firing"
+        if image.state == State.SCHEDULED and self.deadline_ns(image) < self.horizon_ns:
+            return "armed"
+        return ""
+
+    def deadline_ns(self, image: Image) -> int:
+        """A timer's due on the steady scale."""
+        return image.due_ns - (self.now.shift_ns if image.scale == Scale.WALL else 0)
+
+    # ------------------------------------------------------------------------------- writing
+
+    def new_id(self) -> tuple[bytes, str]:
+        """A timer id, as bytes and as text."""
+        if self._ids_at is not self.now:
+            self.ids.begin(self.now.utc_ns, self.random_bits(54))
+            self._ids_at = self.now
+        return self.ids.make()
+
+    def create(self, image: Image, blob: bytes, due_utc_ns: int) -> None:
+        """Write `scheduled` for a new timer; `image.seq` is `next_seq`."""
+        self.events.append(
+            pack_event(
+                image.seq,
+                Kind.SCHEDULED,
+                0,
+                self.now.utc_ns,
+                0,
+                due_utc_ns,
+                image.occurrence,
+                image,
+                blob,
+            )
+        )
+        self.live_count += 1
+        self.hot.note(image.id, image.seq, image.due_ns, image.scale)
+        deadline_ns = self.deadline_ns(image)
+        if deadline_ns < self.horizon_ns:
+            self.hot.arm(image.id, tick_at_or_after(deadline_ns, TICK_NS))
+
+    def change(
+        self,
+        kind: Kind,
+        timer: Timer,
+        *,
+        blob: bytes = b"",
+        flags: int = 0,
+        told_due_ns: int = 0,
+        told_occurrence: int = 0,
+        **after: int,
+    ) -> Timer:
+        """Write an event that changes a timer, and return the timer after it.
+
+        blob: the whole definition, if it is new or the event must carry it; without one the event
+        carries what names the timer. told_due_ns (UTC), told_occurrence: what the event speaks of,
+        by default the occurrence before the change. after: the members of the image that change;
+        `revision` and `seq` go by themselves.
+        """
+        before = timer.image
+        seq = self.next_seq
+        revision = before.revision + 1
+        image = before._replace(seq=seq, revision=revision, **after)  # type: ignore[arg-type]
+        assert may(State(before.state), kind, State(image.state)), (before.state, kind, image.state)
+        if not blob:
+            flags |= FLAG_SLIM
+        data = pack_event(
+            seq,
+            kind,
+            flags,
+            self.now.utc_ns,
+            before.seq,
+            told_due_ns,
+            told_occurrence or before.occurrence,
+            image,
+            blob or slim(timer.blob),
+        )
+        self.events.append(data)
+        scheduled = image.state == State.SCHEDULED
+        self.hot.note(image.id, seq, image.due_ns if scheduled else 0, image.scale)
+        deadline_ns = self.deadline_ns(image)
+        if scheduled and deadline_ns < self.horizon_ns:
+            self.hot.arm(image.id, tick_at_or_after(deadline_ns, TICK_NS))
+        else:
+            self.hot.disarm(image.id)
+        if image.state in TERMINAL:
+            self.live_count -= 1
+        return Timer(image, blob or timer.blob)
+
+    def tell(self, kind: Kind, data: bytes) -> None:
+        """Write an event of the node itself; `data` is its JSON."""
+        self.events.append(pack_event(self.next_seq, kind, 0, self.now.utc_ns, 0, 0, 0, None, data))
+
+    def receipt(self, seq: int, fired_ns: int) -> None:
+        """Write down when an expired event left."""
+        if not self.receipts:
+            self.receipts_since_ns = self.now.steady_ns
+        self.receipts += seq.to_bytes(8, "little") + fired_ns.to_bytes(8, "little")
+        self.unreleased.pop(seq, None)
+        self.receipted.add(seq)
+        self.fired[seq] = fired_ns
+
+    def expect_receipt(self, seq: int, id: bytes) -> None:
+        """An expired event was written (or found at start) that has yet to leave."""
+        self.unreleased[seq] = id
+        self.waiting_receipt.append(seq)
+
+    def remember(self, note: Note) -> None:
+        """Write down what an idempotency key did."""
+        data = pack_note(note)
+        self.notes.append(data)
+        self.newer_notes[note.key] = data
+
+    def recall(self, key: bytes) -> Note | None:
+        """What an idempotency key did."""
+        data = self.newer_notes.get(key) or self.tables.note(key)
+        if data is None:
+            return None
+        note = unpack_note(data)
+        fresh = note.at_ns > self.now.utc_ns - self.config.log.idem_keep
+        return note if fresh else None
+
+    # ------------------------------------------------------------------------------- the turn
+
+    def floor(self) -> int:
+        """Every expired event up to this seq has its receipt, decided if not yet durable."""
+        waiting = self.waiting_receipt
+        while waiting and waiting[0] in self.receipted:
+            self.receipted.discard(waiting.popleft())
+        return waiting[0] - 1 if waiting else self.next_seq - 1
+
+    @property
+    def left_seq(self) -> int:
+        """Every event up to this seq is durable and has left: replays and heartbeats end here."""
+        return min(self.settled_seq, self.floor())
+
+    def must_commit(self, *, receipts_too: bool) -> bool:
+        """Whether there is something to commit. Receipts alone can wait for company."""
+        if self.events or self.notes:
+            return True
+        waited_ns = self.now.steady_ns - self.receipts_since_ns
+        return bool(self.receipts) and (receipts_too or waited_ns >= self.config.log.receipt_delay)
+
+    def close_turn(self, commit: int) -> Outcome:
+        """Take what was decided since the last turn was closed; commit: its number, or 0 to take
+        the answers alone."""
+        batch = None
+        if commit:
+            receipts, notes = bytes(self.receipts), b"".join(self.notes)
+            self.chain = chain_hash(self.chain, self.first_seq, self.events, receipts, notes)
+            batch = Batch(
+                self.first_seq,
+                self.now.utc_ns,
+                self.events,
+                receipts,
+                self.notes,
+                self.chain,
+                self.floor(),
+                self.trim_below,
+            )
+            self.notes_order.extend((commit, data[8:24]) for data in self.notes)
+            self.first_seq += len(self.events)
+            self.events, self.notes = [], []
+            self.receipts = bytearray()
+        outcome = Outcome(batch, self.answers, self.opened_ns)
+        self.answers = []
+        self.opened_ns = 0
+        return outcome
+
+    def tables_moved(self, commit: int) -> None:
+        """Forget the notes that the tables hold by now."""
+        order = self.notes_order
+        while order and order[0][0] <= commit:
+            _, key = order.popleft()
+            self.newer_notes.pop(key, None)
+
+    # ------------------------------------------------------------------------------- admission
+
+    def admit_create(self, number: int) -> None:
+        """Refuse creates that there is no room for. Raises Refused."""
+        limits = self.config.limits
+        if self.live_count + number > limits.timers_max:
+            raise refusal(
+                "quota_exceeded",
+                f"there are {self.live_count} timers; the limit is {limits.timers_max} "
+                "(timers_max); cancel some or raise it",
+            )
+
+
+def digest(*parts: bytes) -> bytes:
+    """16 bytes that stand for `parts`, each told apart from the next."""
+    text = hashlib.sha256()
+    for part in parts:
+        text.update(len(part).to_bytes(8, "little"))
+        text.update(part)
+    return text.digest()[:16]

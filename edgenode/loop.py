@@ -1,0 +1,351 @@
+"""The shell of the turn: it waits, drains the doors, lets the node decide, commits, and lets out.
+
+    drain -> decide -> submit ......................... log thread: one commit
+    durable? -> answers out, events to the publisher -> release queue -> events door, on the instant
+
+One thread. A turn is decided while the one before it is being written; nothing of a turn leaves
+before the log says that it is durable. What is due to be released is released between any two
+pieces of work.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from edgenode.call import Answer, Frames
+from edgenode.lead import Lead
+from edgenode.ledger import Outcome
+from edgenode.logs import say
+from edgenode.metrics import LATE_US, Metrics
+from edgenode.node import Node
+from edgenode.principal import Principal
+from edgenode.publish import Publisher, ReleaseQueue
+from edgenode.recovery import Recovered, anchor_note
+from engine.clock import Clock, Now
+from engine.record import Kind
+
+FIRE_LIMIT = 512  # timers fired before requests are looked at again
+RELEASE_LIMIT = 256  # expirations released between two flushes
+SWEEP_BUDGET = 20_000
+
+
+class Pace(NamedTuple):
+    """How often the regular work is done (ns)."""
+
+    heartbeat: int = 1_000_000_000
+    clock: int = 1_000_000_000
+    upkeep: int = 1_000_000_000
+    anchor: int = 600_000_000_000
+
+
+class Doors(Protocol):
+    """Where requests come from, and where answers and events go."""
+
+    def drain(self, limit: int) -> list[tuple[int, Frames, Principal]]:
+        """Requests that have come: (door, frames, who asks); at most `limit` a door."""
+
+    def pending(self) -> bool:
+        """Whether something has come that was not drained: their descriptors tell only changes."""
+
+    def send(self, answers: list[Answer]) -> None:
+        """Send answers; one whose peer is gone or full is dropped and counted."""
+
+    def flush(self) -> None:
+        """Send the live events that were published."""
+
+    def heartbeat(self, tenant: str, epoch: int, floor: int, now_ns: int) -> None:
+        """Publish the heartbeat of a tenant."""
+
+
+class Sleeper(Protocol):
+    """Waits for the doors and the store."""
+
+    def wait(self, boot_ns: int) -> None:
+        """Until something is readable or BOOTTIME has reached `boot_ns` (negative: no end)."""
+
+
+class UnderWay(NamedTuple):
+    """A turn that was submitted, or that waits for the one before it."""
+
+    commit: int
+    outcome: Outcome
+    submitted_ns: int
+
+
+@dataclass(slots=True)
+class Times:
+    """When the regular work is due next (steady ns)."""
+
+    heartbeat: int = 0
+    clock: int = 0
+    upkeep: int = 0
+    anchor: int = 0
+
+    def next(self) -> int:
+        """The earliest of them."""
+        return min(self.heartbeat, self.clock, self.upkeep)
+
+
+@dataclass(slots=True)
+class Loop:
+    """See the module."""
+
+    node: Node
+    recovered: Recovered
+    publisher: Publisher
+    queue: ReleaseQueue
+    doors: Doors
+    sleeper: Sleeper
+    clock: Clock
+    lead: Lead
+    metrics: Metrics
+    commit: int  # the newest that was submitted
+    under_way: deque[UnderWay] = field(default_factory=deque)
+    times: Times = field(default_factory=Times)
+    pace: Pace = field(default_factory=Pace)
+    stopping: bool = False
+    settled_commit: int = 0
+    _asked_seq: int = 0
+
+    def __post_init__(self) -> None:
+        ledger = self.recovered.ledger
+        ledger.breathe = self.release
+        self.settled_commit = self.commit
+        ledger.tables.follow(ledger.settled_seq, self.commit)
+        for seq, data in self.recovered.unreleased:
+            self.publisher.tell(seq, data, ledger.now.shift_ns)
+
+    # ------------------------------------------------------------------------------- one pass
+
+    def run(self, keep_on: Callable[[], bool]) -> None:
+        """Serve until `keep_on` says no, then drain. Raises StoreFailed."""
+        while keep_on():
+            self.step()
+            wake_ns = self.wake_boot_ns()
+            if wake_ns > 0 and not self.doors.pending():
+                self.sleeper.wait(wake_ns)
+        self.drain()
+
+    def step(self) -> None:
+        """One pass: everything that can be done without waiting, once."""
+        self._tick()
+        self.settle()
+        self.release()
+        self._accept()
+        self.node.fire(FIRE_LIMIT)
+        self._resume()
+        self.node.do_later()
+        self._send_free()
+        self.submit()
+        self.settle()
+        self._regular()
+
+    def _tick(self) -> Now:
+        now = self.recovered.timescale.now(self.clock)
+        self.node.begin(now)
+        return now
+
+    def _accept(self) -> None:
+        limits = self.recovered.ledger.config.limits
+        if len(self.recovered.ledger.events) >= limits.turn_events_max:
+            return  # the commit before must end first; the doors hold what comes
+        for at, (door, frames, principal) in enumerate(self.doors.drain(limits.drain_max)):
+            if at % 64 == 63:
+                self.release()
+            self.node.accept(door, frames, principal)
+
+    def _resume(self) -> None:
+        """Go on with the verbs that wait for the tables, and have the tables follow for them."""
+        ledger, wants = self.recovered.ledger, self.node.wants_applied
+        applied = ledger.tables.applied().seq
+        if applied < wants <= ledger.settled_seq and self._asked_seq < wants:
+            self._asked_seq = ledger.settled_seq
+            ledger.tables.follow(ledger.settled_seq, self.settled_commit, now=True)
+        self.node.resume(applied)
+
+    def _send_free(self) -> None:
+        if self.node.free_answers:
+            self.doors.send(self.node.free_answers)
+            self.node.free_answers = []
+
+    # ------------------------------------------------------------------------------- the barrier
+
+    def submit(self) -> None:
+        """Hand the open turn to the log, if there is one and the log takes it now.
+
+        Answers that rest on nothing new wait for the newest commit under way, not for one more.
+        """
+        ledger = self.recovered.ledger
+        if ledger.must_commit(receipts_too=self.stopping):
+            if not ledger.log.ready():
+                return
+            outcome = ledger.close_turn(self.commit + 1)
+            assert outcome.batch is not None
+            self.commit = ledger.log.submit(outcome.batch)
+        elif ledger.answers:
+            outcome = ledger.close_turn(0)
+        else:
+            return
+        self.under_way.append(UnderWay(self.commit, outcome, ledger.now.steady_ns))
+
+    def settle(self) -> None:
+        """Let out what is durable by now."""
+        if not self.under_way:
+            return
+        durable = self.recovered.ledger.log.durable()
+        while self.under_way and self.under_way[0].commit <= durable:
+            self._let_out(self.under_way.popleft())
+        self.doors.flush()
+
+    def _let_out(self, turn: UnderWay) -> None:
+        ledger, outcome = self.recovered.ledger, turn.outcome
+        self.doors.send(outcome.answers)
+        batch = outcome.batch
+        if batch is None:
+            return
+        now = self._tick()
+        self.metrics.commit_us.record((now.steady_ns - turn.submitted_ns) // 1_000)
+        if outcome.opened_ns:
+            self.metrics.turn_us.record((now.steady_ns - outcome.opened_ns) // 1_000)
+        if batch.events:
+            self.publisher.settled(batch.first_seq, batch.events, now.shift_ns)
+            ledger.settled_seq = batch.first_seq + len(batch.events) - 1
+            self._feed_lead(batch.events, batch.at_ns, now)
+        for at in range(0, len(batch.receipts), 16):
+            ledger.fired.pop(int.from_bytes(batch.receipts[at : at + 8], "little"), None)
+        self.settled_commit = turn.commit
+        ledger.tables.follow(ledger.settled_seq, turn.commit)
+
+    def _feed_lead(self, events: list[bytes], at_ns: int, now: Now) -> None:
+        if any(data[5] == Kind.EXPIRED for data in events):
+            took_ns = now.utc_ns - at_ns
+            self.metrics.due_to_durable_us.record(took_ns // 1_000)
+            self.lead.feed(took_ns)
+            self.node.lead_ns = self.metrics.lead_ns = self.lead.ns
+
+    def unanswered(self) -> list[Answer]:
+        """The answers that were to be let out by commits that are not durable."""
+        waiting = [answer for turn in self.under_way for answer in turn.outcome.answers]
+        return waiting + self.recovered.ledger.answers
+
+    # ------------------------------------------------------------------------------- the instant
+
+    def release(self) -> None:
+        """Publish what is due, and keep its receipts. Never early: the clock is read here."""
+        first_ns = self.queue.next_ns()
+        if first_ns is None:
+            return
+        ledger, clock, timescale = self.recovered.ledger, self.clock, self.recovered.timescale
+        now = timescale.now(clock)
+        while due := self.queue.take_due(now.steady_ns, RELEASE_LIMIT):
+            for release in due:
+                fired_ns = max(now.utc_ns, release.due_utc_ns)
+                self.publisher.release(release, fired_ns)
+                ledger.receipt(release.seq, fired_ns)
+                self._count_fire((fired_ns - release.due_utc_ns) // 1_000, release.misfire)
+            self.doors.flush()
+            now = timescale.now(clock)
+
+    def _count_fire(self, lateness_us: int, misfire: bool) -> None:
+        metrics = self.metrics
+        metrics.fired += 1
+        metrics.lateness_us.record(lateness_us)
+        metrics.late += lateness_us > LATE_US
+        metrics.misfires += misfire
+
+    # ------------------------------------------------------------------------------- regular work
+
+    def _regular(self) -> None:
+        now = self._tick()
+        times, now_ns = self.times, now.steady_ns
+        self.recovered.horizon.extend()
+        if now_ns >= times.heartbeat:
+            times.heartbeat = now_ns + self.pace.heartbeat
+            self._heartbeat()
+        if now_ns >= times.clock:
+            times.clock = now_ns + self.pace.clock
+            self._check_clock()
+        if now_ns >= times.upkeep:
+            times.upkeep = now_ns + self.pace.upkeep
+            self._upkeep()
+
+    def _heartbeat(self) -> None:
+        ledger = self.recovered.ledger
+        identity = ledger.identity
+        self.doors.heartbeat(identity.tenant, identity.epoch, ledger.left_seq, ledger.now.utc_ns)
+        self.doors.flush()
+
+    def _check_clock(self) -> None:
+        """UTC may have been set: timers of the wall clock move with it, and the log says so."""
+        step = self.recovered.timescale.read(self.clock)
+        if step is None:
+            return
+        now = self._tick()
+        by_ns = step.after_shift_ns - step.before_shift_ns
+        say("warning", "clock_stepped", by_ns=by_ns, utc_ns=now.utc_ns)
+        self.node.ledger.tell(Kind.CLOCK_STEPPED, b'{"by_ns":%d}' % by_ns)
+        self.node.ledger.remember(anchor_note(self.recovered.timescale, self.clock))
+        self.recovered.horizon.stepped()
+
+    def _upkeep(self) -> None:
+        """Forget what nobody needs: seqs the tables hold, old events, notes and finished timers."""
+        ledger = self.recovered.ledger
+        tables, now = ledger.tables, ledger.now
+        applied = tables.applied()
+        ledger.tables_moved(applied.commit)
+        if now.steady_ns >= self.times.anchor:
+            self.times.anchor = now.steady_ns + self.pace.anchor
+            ledger.remember(anchor_note(self.recovered.timescale, self.clock))
+        keep = ledger.config.log
+        swept_seq = ledger.hot.sweep(applied.seq, SWEEP_BUDGET)
+        oldest_kept = ledger.log.seq_at(now.utc_ns - keep.retention)
+        below = min(oldest_kept, applied.seq, swept_seq, ledger.left_seq)
+        ledger.trim_below = max(tables.expire(below, now.utc_ns - keep.idem_keep), 0)
+        self._check_room()
+
+    def _check_room(self) -> None:
+        ledger, about = self.recovered.ledger, self.node.about
+        used = ledger.log.state().bytes_used + ledger.tables.applied().bytes_used
+        most = ledger.config.log.bytes_max
+        full = used > most - most // 10
+        about.writes_refused = (
+            f"the store is full: {used} of {most} bytes are used (log.bytes_max, of which a tenth "
+            "is kept for fires); raise it or shorten log.retention"
+            if full
+            else ""
+        )
+
+    # ------------------------------------------------------------------------------- waiting
+
+    def wake_boot_ns(self) -> int:
+        """The BOOTTIME instant at which there is something to do again, if nothing comes in."""
+        node, ledger = self.node, self.recovered.ledger
+        if node.has_work or node.free_answers:
+            return 0
+        ready = ledger.log.ready()
+        if ledger.answers or (ready and (ledger.events or ledger.notes)):
+            return 0
+        wake_ns = min(self.times.next(), self.recovered.horizon.next_ns)
+        if ledger.receipts and ready:
+            wake_ns = min(wake_ns, ledger.receipts_since_ns + ledger.config.log.receipt_delay)
+        for at_ns in (node.next_fire_ns(), self.queue.next_ns()):
+            if at_ns is not None:
+                wake_ns = min(wake_ns, at_ns)
+        return self.recovered.timescale.boot_ns(wake_ns)
+
+    def drain(self) -> None:
+        """Commit what is decided, let it out, release what is due, and stop."""
+        self.stopping = True
+        self._tick()
+        ledger = self.recovered.ledger
+        ledger.tell(Kind.NODE_STOPPED, b"{}")
+        ledger.remember(anchor_note(self.recovered.timescale, self.clock))
+        while ledger.must_commit(receipts_too=True) or ledger.answers or self.under_way:
+            self.submit()
+            self.settle()
+            self.release()
+            if self.under_way:
+                self.sleeper.wait(self.clock.steady_boot_ns() + 1_000_000_000)

@@ -1,0 +1,296 @@
+"""The turn: what a node decides about requests and due timers. Pure: it is given time, and it
+neither waits, sends nor reads a clock. `loop.py` is its shell.
+
+    accept   a request as frames            -> events in the open turn, an answer
+    fire     timers that the wheel hands over -> `expired` events in the open turn
+    resume   verbs that wait for the tables, long ones slice by slice
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from edgenode import call as calls
+from edgenode import idempotency
+from edgenode.call import Answer, Call, Frames
+from edgenode.fire import fire_due
+from edgenode.ledger import TICK_NS, Ledger
+from edgenode.principal import Principal
+from edgenode.verbs import about as about_verbs
+from edgenode.verbs import change, create, look
+from edgenode.verbs.about import About
+from engine.clock import Now, tick_floor
+from minoots.wire.problems import Refused, refusal
+
+Steps = Generator[int, None, bytes]
+
+
+class Op(NamedTuple):
+    """One verb. changes: it writes, so it takes an idempotency key. creates: it makes timers, so it
+    waits when the tables are too far behind. bulk: large, so small requests go before it."""
+
+    run: Callable[[Ledger, Call], bytes | Steps]
+    changes: bool = False
+    creates: bool = False
+    bulk: bool = False
+
+
+OPS: dict[str, Op] = {
+    "timer.schedule": Op(create.schedule, changes=True, creates=True),
+    "timer.schedule_many": Op(create.schedule_many, changes=True, creates=True, bulk=True),
+    "timer.cancel": Op(change.cancel, changes=True),
+    "timer.cancel_many": Op(change.cancel_many, changes=True, bulk=True),
+    "timer.reschedule": Op(change.reschedule, changes=True),
+    "timer.extend": Op(change.extend, changes=True),
+    "timer.pause": Op(change.pause, changes=True),
+    "timer.resume": Op(change.resume, changes=True),
+    "timer.trigger": Op(change.trigger, changes=True),
+    "timer.get": Op(look.get),
+    "timer.list": Op(look.list_timers, bulk=True),
+    "timer.next": Op(look.next_dues),
+    "timer.history": Op(look.history),
+    "stream.snapshot": Op(look.snapshot, bulk=True),
+    "stream.replay": Op(look.replay, bulk=True),
+}
+
+# Verbs about the node: they read nothing that waits for a commit, so they are answered at once.
+FREE_OPS: dict[str, Callable[[Ledger, Call, About], bytes]] = {
+    "hello": about_verbs.hello,
+    "health": about_verbs.health,
+    "stats": about_verbs.stats,
+    "time.sync": about_verbs.time_sync,
+    "schema.get": about_verbs.schema_get,
+}
+
+
+@dataclass(slots=True)
+class Job:
+    """A verb that is under way: it goes on once the tables have reached `needs`."""
+
+    call: Call
+    steps: Steps
+    needs: int
+    first_seq: int
+    key: bytes
+
+
+class Node:
+    """See the module. One thread owns it."""
+
+    def __init__(self, ledger: Ledger, about: About) -> None:
+        self.ledger = ledger
+        self.about = about
+        self.lead_ns = ledger.config.engine.lead_min
+        self._later: deque[Call] = deque()  # bulk requests, and creates that wait for the tables
+        self._later_bytes = 0
+        self._jobs: deque[Job] = deque()
+        self._keys_under_way: set[bytes] = set()
+        self.free_answers: list[Answer] = []
+
+    # ------------------------------------------------------------------------------- requests
+
+    def accept(self, door: int, frames: Frames, principal: Principal) -> None:
+        """Decide a request, or put it aside if it is large; what it brings is in the open turn."""
+        try:
+            call = calls.read(door, frames, principal, self.ledger.now)
+        except Refused as refused:
+            peer = frames[0] if frames else b""
+            self._refuse(door, peer, calls.corr_of(frames), refused)
+            return
+        op = OPS.get(call.header.op)
+        if op is None:
+            self._answer_free(call)
+        elif op.bulk or (op.creates and self._must_wait()):
+            self._put_aside(call)
+        else:
+            self._decide(call, op)
+
+    def _answer_free(self, call: Call) -> None:
+        run = FREE_OPS.get(call.header.op)
+        name = call.header.op
+        try:
+            if run is None:
+                known = ", ".join(sorted([*OPS, *FREE_OPS]))
+                raise refusal("unknown_op", f"op is {name[:60]!r}; known: {known}")
+            answer = calls.final(call, run(self.ledger, call, self.about))
+        except Refused as refused:
+            self._refuse(call.door, call.peer, call.corr, refused)
+            return
+        self._count(name)
+        self.free_answers.append(answer)
+
+    def _must_wait(self) -> bool:
+        return self.ledger.hot.newer_count >= self.ledger.config.log.overlay_max
+
+    def _put_aside(self, call: Call) -> None:
+        limits = self.ledger.config.limits
+        size = self._later_bytes + len(call.body)
+        if len(self._later) >= limits.inbox_max or (self._later and size > limits.inbox_bytes_max):
+            full = refusal(
+                "overloaded",
+                f"{len(self._later)} requests of {self._later_bytes} bytes are waiting; the limits "
+                f"are {limits.inbox_max} (inbox_max) and {limits.inbox_bytes_max} "
+                "(inbox_bytes_max)",
+                retry_after_ms=100,
+            )
+            self._refuse(call.door, call.peer, call.corr, full)
+            return
+        self._later_bytes = size
+        self._later.append(call)
+
+    def do_later(self) -> bool:
+        """Decide one request that was put aside; whether there was one that could go on."""
+        if not self._later:
+            return False
+        op = OPS[self._later[0].header.op]
+        if op.creates and self._must_wait():
+            return False
+        call = self._later.popleft()
+        self._later_bytes -= len(call.body)
+        call.now = self.ledger.now
+        self._decide(call, op)
+        return True
+
+    def _decide(self, call: Call, op: Op) -> None:
+        ledger = self.ledger
+        first_seq, key = ledger.next_seq, b""
+        if not ledger.opened_ns:
+            ledger.opened_ns = ledger.now.steady_ns
+        try:
+            if op.changes:
+                self._check_writable()
+                if call.header.idem is not None:
+                    key = idempotency.key_of(call)
+                    replayed = self._recall(call, key)
+                    if replayed is not None:
+                        self._reply(call, replayed)
+                        return
+            done = op.run(ledger, call)
+            if isinstance(done, bytes):
+                self._finish(call, first_seq, key, done)
+            else:
+                self._step(Job(call, done, 0, first_seq, key))
+        except Refused as refused:
+            assert ledger.next_seq == first_seq, "a refused request wrote events"
+            self._refuse(call.door, call.peer, call.corr, refused)
+
+    def _check_writable(self) -> None:
+        why = self.about.writes_refused
+        if why:
+            code = "storage_full" if "room" in why or "full" in why else "read_only"
+            raise refusal(code, why, retry_after_ms=1_000)
+
+    def _recall(self, call: Call, key: bytes) -> bytes | None:
+        if key in self._keys_under_way:
+            raise refusal(
+                "overloaded",
+                f"the request with idem {call.header.idem!r} is still under way; ask again",
+                retry_after_ms=50,
+            )
+        return idempotency.recall(self.ledger, call)
+
+    def _finish(self, call: Call, first_seq: int, key: bytes, reply: bytes) -> None:
+        if key:
+            idempotency.remember(self.ledger, call, first_seq, reply)
+        self._reply(call, reply)
+
+    def _reply(self, call: Call, reply: bytes) -> None:
+        self._count(call.header.op)
+        self.ledger.answers.append(calls.final(call, reply))
+
+    def _refuse(self, door: int, peer: bytes, corr: bytes, refused: Refused) -> None:
+        problems = self.about.metrics.problems
+        problems[refused.code] = problems.get(refused.code, 0) + 1
+        # A refusal may rest on what is decided and not yet durable: it waits like any answer.
+        self.ledger.answers.append(calls.problem(door, peer, corr, refused))
+
+    def _count(self, op: str) -> None:
+        requests = self.about.metrics.requests
+        requests[op] = requests.get(op, 0) + 1
+
+    # ------------------------------------------------------------------------------- long verbs
+
+    @property
+    def wants_applied(self) -> int:
+        """The seq that the tables should reach soon, for the verbs that wait; 0 for none."""
+        return max((job.needs for job in self._jobs), default=0)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether calling again would get something done without waiting for anything."""
+        if self._later and not (OPS[self._later[0].header.op].creates and self._must_wait()):
+            return True
+        applied = self._applied_seq
+        return any(job.needs <= applied for job in self._jobs)
+
+    _applied_seq = 0
+
+    def resume(self, applied_seq: int) -> None:
+        """Let each verb that is under way take one step, if the tables are as far as it needs."""
+        self._applied_seq = applied_seq
+        for _ in range(len(self._jobs)):
+            job = self._jobs.popleft()
+            if job.needs <= applied_seq:
+                job.call.now = self.ledger.now
+                self._step(job)
+            else:
+                self._jobs.append(job)
+
+    def _step(self, job: Job) -> None:
+        before = self.ledger.next_seq
+        try:
+            job.needs = next(job.steps)
+        except StopIteration as stop:
+            self._keys_under_way.discard(job.key)
+            self._finish(job.call, before, job.key, stop.value)
+            return
+        except Refused as refused:
+            self._keys_under_way.discard(job.key)
+            self._refuse(job.call.door, job.call.peer, job.call.corr, refused)
+            return
+        if job.needs and job.needs <= self._applied_seq:
+            self._step(job)  # the tables are there already
+            return
+        if job.key:
+            self._keys_under_way.add(job.key)
+        self._jobs.append(job)
+
+    # ------------------------------------------------------------------------------- fires
+
+    def fire(self, limit: int) -> int:
+        """Write `expired` for at most `limit` timers due within the lead; how many it handed over.
+
+        Time is the ledger's `now`.
+        """
+        ledger = self.ledger
+        now_ns = ledger.now.steady_ns + self.lead_ns
+        ids = ledger.hot.advance(tick_floor(now_ns, TICK_NS), limit)
+        for at, id in enumerate(ids):
+            if at % 64 == 63:
+                ledger.breathe()
+            fire_due(ledger, id, self.lead_ns)
+        return len(ids)
+
+    def next_fire_ns(self) -> int | None:
+        """The steady instant at which `fire` should be called next; None if nothing is armed."""
+        tick = self.ledger.hot.next_tick()
+        return None if tick is None else tick * TICK_NS - self.lead_ns
+
+    # ------------------------------------------------------------------------------- the turn
+
+    def begin(self, now: Now) -> None:
+        """Tell the time of what follows."""
+        self.ledger.now = now
+
+    def fail_all(self, code: str, detail: str) -> list[Answer]:
+        """Every request that is not answered yet gets this problem: after a failed commit."""
+        refused = refusal(code, detail, retry_after_ms=1_000)
+        waiting = [*self._later, *(job.call for job in self._jobs)]
+        self._later.clear()
+        self._jobs.clear()
+        self._later_bytes = 0
+        self._keys_under_way.clear()
+        return [calls.problem(c.door, c.peer, c.corr, refused) for c in waiting]

@@ -1,0 +1,137 @@
+"""The start-up path: from the store to a ledger that decides. Also what follows a failed commit.
+
+1. the steady timescale goes on from the anchor kept in the notes
+2. events that the tables do not hold yet are read into the hot set, and their notes
+3. expirations without a receipt wait for their release again, with the same seq
+4. the horizon is opened: what is overdue or due soon is armed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from edgenode.config import Config
+from edgenode.encode import Identity
+from edgenode.horizon import Horizon
+from edgenode.ledger import Ledger, StoreLog, StoreTables
+from engine._hot import HotSet
+from engine._wheel import Wheel
+from engine.clock import Anchor, Clock, Timescale
+from engine.record import Kind, Note, unpack_event, unpack_note
+from engine.timer import TERMINAL, State
+
+ANCHOR_KEY = b"\x00minoots.anchor\x00"  # no digest of a client's key: those are random
+ANCHOR_AT_NS = 1 << 62  # so that it never grows too old
+PAGE_EVENTS = 4_096
+PAGE_BYTES = 16 << 20
+
+_encode = msgspec.json.Encoder().encode
+_anchor = msgspec.json.Decoder(Anchor)
+
+
+class Recovered(NamedTuple):
+    """A ledger ready to decide. unreleased: (seq, record) of what is to be released again."""
+
+    ledger: Ledger
+    horizon: Horizon
+    timescale: Timescale
+    unreleased: list[tuple[int, bytes]]
+
+
+def recover(
+    config: Config,
+    node_id: str,
+    log: StoreLog,
+    tables: StoreTables,
+    clock: Clock,
+    random_bits: Callable[[int], int],
+) -> Recovered:
+    """Build the ledger from the store. Raises StoreCorrupt."""
+    state = log.state()
+    notes = _newer_notes(log, tables.applied().commit)
+    timescale = _timescale(notes, tables, clock)
+    now = timescale.now(clock)
+    hot = HotSet(Wheel(capacity=1 << 26, now_tick=0))
+    ledger = Ledger(
+        config,
+        Identity(node_id, "default", state.epoch),
+        log,
+        tables,
+        hot,
+        random_bits,
+        now,
+        chain=state.chain,
+        first_seq=state.last_seq + 1,
+        serving_since_ns=now.steady_ns,
+        settled_seq=state.last_seq,
+        live_count=tables.applied().live_count,
+    )
+    for commit, key, data in notes:
+        ledger.newer_notes[key] = data
+        ledger.notes_order.append((commit, key))
+    _read_newer(ledger, tables.applied().seq + 1)
+    unreleased = _unreleased(ledger, state.floor + 1)
+    horizon = Horizon(ledger, config.engine)
+    horizon.open()
+    return Recovered(ledger, horizon, timescale, unreleased)
+
+
+def anchor_note(timescale: Timescale, clock: Clock) -> Note:
+    """The note that the next start goes on from."""
+    anchor = timescale.anchor(clock)
+    return Note(ANCHOR_KEY, bytes(16), ANCHOR_AT_NS, 0, 0, _encode(anchor))
+
+
+def _newer_notes(log: StoreLog, applied_commit: int) -> list[tuple[int, bytes, bytes]]:
+    found = []
+    at = applied_commit + 1
+    while page := log.commits(at, PAGE_EVENTS):
+        for commit in page:
+            found += [(commit.number, note[8:24], note) for note in commit.notes]
+        at = page[-1].number + 1
+    return found
+
+
+def _timescale(
+    notes: list[tuple[int, bytes, bytes]], tables: StoreTables, clock: Clock
+) -> Timescale:
+    newest = tables.note(ANCHOR_KEY)
+    for _, key, data in notes:
+        if key == ANCHOR_KEY:
+            newest = data
+    if newest is None:
+        return Timescale.fresh(clock)
+    return Timescale.resume(_anchor.decode(unpack_note(newest).reply), clock)
+
+
+def _read_newer(ledger: Ledger, from_seq: int) -> None:
+    """Put what the tables do not hold yet into the hot set."""
+    seq = from_seq
+    while page := ledger.log.events(seq, PAGE_EVENTS, PAGE_BYTES):
+        for data in page:
+            image = unpack_event(seq, data).image
+            if image is not None:
+                scheduled = image.state == State.SCHEDULED
+                due_ns = image.due_ns if scheduled else 0
+                ledger.hot.note(image.id, seq, due_ns, image.scale)
+                ledger.live_count += (data[5] == Kind.SCHEDULED) - (image.state in TERMINAL)
+            seq += 1
+
+
+def _unreleased(ledger: Ledger, from_seq: int) -> list[tuple[int, bytes]]:
+    """The expirations that have no receipt."""
+    found = []
+    seq = from_seq
+    while page := ledger.log.events(seq, PAGE_EVENTS, PAGE_BYTES):
+        receipts = ledger.log.receipts(seq, seq + len(page) - 1)
+        for data in page:
+            if data[5] == Kind.EXPIRED and seq not in receipts:
+                image = unpack_event(seq, data).image
+                assert image is not None
+                ledger.expect_receipt(seq, image.id)
+                found.append((seq, data))
+            seq += 1
+    return found

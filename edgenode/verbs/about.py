@@ -1,0 +1,181 @@
+"""The verbs about the node itself: hello, health, stats, time.sync, schema.get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from edgenode.call import Call
+from edgenode.ledger import Ledger
+from edgenode.metrics import Metrics
+from minoots.wire import bodies, definition, frames
+from minoots.wire.problems import refusal
+from minoots.wire.times import format_instant
+
+_empty = msgspec.json.Decoder(bodies.Empty)
+_sync = msgspec.json.Decoder(bodies.TimeSync)
+_schema = msgspec.json.Decoder(bodies.SchemaGet)
+
+FEATURES = ("after", "at", "every", "idempotency", "replay", "snapshot", "receipts")
+
+
+class About(msgspec.Struct):
+    """What a node says of itself, besides what the ledger knows."""
+
+    version: str
+    boot: str
+    doors: dict[str, str]
+    metrics: Metrics
+    writes_refused: str = ""  # why no writes are taken, "" while they are
+
+
+def hello(ledger: Ledger, call: Call, about: About) -> bytes:
+    """`hello`: the protocol, the node, its limits and doors."""
+    call.read(_empty)
+    limits = ledger.config.limits
+    return orjson.dumps(
+        {
+            "protocol": [1],
+            "version": about.version,
+            "node_id": ledger.identity.node_id,
+            "epoch": ledger.identity.epoch,
+            "boot": about.boot,
+            "limits": {
+                "payload_bytes_max": limits.payload_bytes_max,
+                "name_bytes_max": limits.name_bytes_max,
+                "labels_max": limits.labels_max,
+                "label_key_bytes_max": definition.LABEL_KEY_BYTES_MAX,
+                "label_value_bytes_max": definition.LABEL_VALUE_BYTES_MAX,
+                "schedule_many_max": bodies.SCHEDULE_MANY_MAX,
+                "page_max": bodies.PAGE_MAX,
+                "corr_bytes_max": frames.CORR_BYTES_MAX,
+                "header_bytes_max": frames.HEADER_BYTES_MAX,
+                "idem_bytes_max": frames.IDEM_BYTES_MAX,
+                "interval_min_ns": limits.interval_min,
+                "due_max_ns": limits.due_max,
+                "timers_max": limits.timers_max,
+            },
+            "features": list(FEATURES),
+            "doors": about.doors,
+        }
+    )
+
+
+def health(ledger: Ledger, call: Call, about: About) -> bytes:
+    """`health`: whether timers are taken and fired. status: ok, or read_only with the reason."""
+    call.read(_empty)
+    status = "read_only" if about.writes_refused else "ok"
+    return orjson.dumps(
+        {
+            "status": status,
+            "reason": about.writes_refused,
+            "node_id": ledger.identity.node_id,
+            "uptime_s": about.metrics.uptime_s(ledger.now.steady_ns),
+        }
+    )
+
+
+def stats(ledger: Ledger, call: Call, about: About) -> bytes:
+    """`stats`: counts, lateness, turns, store; see docs/protocol.md for each."""
+    call.read(_empty)
+    metrics, hot = about.metrics, ledger.hot
+    state, applied = ledger.log.state(), ledger.tables.applied()
+    return orjson.dumps(
+        {
+            "timers": {
+                "pending": ledger.live_count,
+                "armed": hot.armed_count,
+                "newer_than_tables": hot.newer_count,
+            },
+            "fires": metrics.fires(),
+            "log": {
+                "seq": state.last_seq,
+                "epoch": state.epoch,
+                "first_seq": state.first_seq,
+                "commits": state.commit,
+                "bytes": state.bytes_used,
+                "floor": ledger.left_seq,
+            },
+            "tables": {
+                "applied_seq": applied.seq,
+                "behind": state.last_seq - applied.seq,
+                "bytes": applied.bytes_used,
+                "notes": applied.notes_count,
+            },
+            "lateness_us": metrics.lateness_us.summary(),
+            "lead_us": metrics.lead_ns // 1_000,
+            "due_to_durable_us": metrics.due_to_durable_us.summary(),
+            "turn_us": metrics.turn_us.summary(),
+            "commit_us": metrics.commit_us.summary(),
+            "requests": metrics.requests,
+            "problems": metrics.problems,
+            "live": metrics.live,
+            "horizon": format_instant(max(ledger.horizon_ns + ledger.now.shift_ns, 0)),
+        }
+    )
+
+
+def time_sync(ledger: Ledger, call: Call, about: About) -> bytes:
+    """`time.sync`: four timestamps (RFC 5905, section 8): t0 by the client as it sends, t1 and t2
+    here, t3 by the client as the reply comes: offset ((t1 - t0) + (t2 - t3)) / 2."""
+    asked = call.read(_sync)
+    now = ledger.now
+    return orjson.dumps(
+        {
+            "t0": asked.t0,
+            "t1": call.now.utc_ns,
+            "t2": now.utc_ns,
+            "steady_ns": now.steady_ns,
+            "shift_ns": now.shift_ns,
+            "boot": about.boot,
+            "clock_error_us": None,
+        }
+    )
+
+
+def schema_get(ledger: Ledger, call: Call, about: About) -> bytes:
+    """`schema.get`: the JSON Schema (2020-12) of verbs' bodies."""
+    asked = call.read(_schema)
+    if asked.op is None:
+        return orjson.dumps({"ops": {op: _schema_of(op) for op in BODIES}})
+    if asked.op not in BODIES:
+        raise refusal(
+            "not_found", f"no verb {asked.op[:60]!r}; known: {', '.join(BODIES)}", pointer="/op"
+        )
+    return orjson.dumps(_schema_of(asked.op))
+
+
+BODIES: dict[str, Any] = {
+    "hello": bodies.Empty,
+    "timer.schedule": definition.Definition,
+    "timer.schedule_many": bodies.ScheduleMany,
+    "timer.cancel": bodies.Target,
+    "timer.cancel_many": bodies.CancelMany,
+    "timer.reschedule": bodies.Reschedule,
+    "timer.extend": bodies.Extend,
+    "timer.pause": bodies.Target,
+    "timer.resume": bodies.Target,
+    "timer.trigger": bodies.Target,
+    "timer.get": bodies.Target,
+    "timer.list": bodies.ListTimers,
+    "timer.next": bodies.Next,
+    "timer.history": bodies.History,
+    "stream.snapshot": bodies.ListTimers,
+    "stream.replay": bodies.Replay,
+    "stats": bodies.Empty,
+    "health": bodies.Empty,
+    "time.sync": bodies.TimeSync,
+    "schema.get": bodies.SchemaGet,
+}
+
+
+def _schema_of(op: str) -> dict[str, Any]:
+    return msgspec.json.schema(BODIES[op], schema_hook=_any_json)
+
+
+def _any_json(type: Any) -> dict[str, Any]:
+    if type is msgspec.Raw:
+        return {}
+    raise TypeError(type)

@@ -1,0 +1,168 @@
+"""timer.schedule and timer.schedule_many."""
+
+from __future__ import annotations
+
+import msgspec
+import orjson
+
+from edgenode.call import Call, problem_json
+from edgenode.definitions import Plan, faults_of, plan
+from edgenode.encode import view
+from edgenode.ledger import Ledger
+from engine.record import Event, Image, Scale, unpack_blob
+from engine.timer import Reason, State
+from minoots.wire.bodies import SCHEDULE_MANY_MAX, ScheduleMany, ScheduleManyRaw
+from minoots.wire.definition import Definition
+from minoots.wire.problems import Refused, refusal
+
+_definition = msgspec.json.Decoder(Definition)
+_many = msgspec.json.Decoder(ScheduleMany)
+_many_raw = msgspec.json.Decoder(ScheduleManyRaw)
+
+SLICE = 64  # items between two looks at the clock
+
+
+def schedule(ledger: Ledger, call: Call) -> bytes:
+    """`timer.schedule`: one timer. 12 us."""
+    asked = call.read(_definition)
+    ledger.admit_create(1)
+    made = plan(asked, call.now, ledger.config.limits)
+    return _create(ledger, call, made)
+
+
+def _create(ledger: Ledger, call: Call, made: Plan) -> bytes:
+    id, id_text = ledger.new_id()
+    now, first = call.now, made.first
+    image = Image(
+        id,
+        ledger.next_seq,
+        first.due_ns,
+        now.utc_ns,
+        0,
+        made.name_hash,
+        first.number,
+        1,
+        0,
+        State.SCHEDULED,
+        made.scale,
+        Reason.NONE,
+    )
+    shift_ns = now.shift_ns if made.scale == Scale.STEADY else 0
+    ledger.create(image, made.blob, first.due_ns + shift_ns)
+    return view(
+        image,
+        unpack_blob(made.blob),
+        tenant=call.principal.tenant,
+        shift_ns=now.shift_ns,
+        id_text=id_text,
+    )
+
+
+def schedule_many(ledger: Ledger, call: Call) -> bytes:
+    """`timer.schedule_many`: one transaction, each item by itself or (atomic) all or none.
+
+    Everything is checked before anything is written, so an atomic request leaves nothing behind.
+    """
+    definitions, atomic = _read_many(call)
+    ledger.admit_create(len(definitions))
+    plans: list[Plan | Refused] = []
+    for at, asked in enumerate(definitions):
+        if at % SLICE == SLICE - 1:
+            ledger.breathe()
+        if isinstance(asked, Refused):
+            plans.append(asked)
+            continue
+        try:
+            plans.append(plan(asked, call.now, ledger.config.limits))
+        except Refused as refused:
+            plans.append(refused)
+    if atomic:
+        _refuse_any(plans)
+    results = []
+    for at, made in enumerate(plans):
+        if at % SLICE == SLICE - 1:
+            ledger.breathe()
+        if isinstance(made, Refused):
+            results.append(b'{"problem":' + problem_json(made) + b"}")
+        else:
+            results.append(_create(ledger, call, made))
+    return b'{"results":[' + b",".join(results) + b"]}"
+
+
+def _read_many(call: Call) -> tuple[list[Definition] | list[Definition | Refused], bool]:
+    try:
+        request = _many.decode(call.body)
+    except msgspec.DecodeError:
+        return _read_each(call)
+    _check_size(len(request.timers))
+    return request.timers, request.atomic
+
+
+def _read_each(call: Call) -> tuple[list[Definition | Refused], bool]:
+    """Something in the body is wrong: decode item by item, so that each gets its own problem."""
+    request = call.read(_many_raw)
+    _check_size(len(request.timers))
+    found: list[Definition | Refused] = []
+    for raw in request.timers:
+        try:
+            found.append(_definition.decode(raw))
+        except msgspec.DecodeError as error:
+            found.append(faults_of(error))
+    return found, request.atomic
+
+
+def _check_size(number: int) -> None:
+    if not 1 <= number <= SCHEDULE_MANY_MAX:
+        raise refusal(
+            "too_large" if number else "validation",
+            f"there are {number} timers; send 1 to {SCHEDULE_MANY_MAX} a request",
+            pointer="/timers",
+        )
+
+
+def _refuse_any(plans: list[Plan | Refused]) -> None:
+    errors = []
+    first = None
+    for at, made in enumerate(plans):
+        if isinstance(made, Refused):
+            first = first or made
+            for fault in made.errors:
+                pointer = f"/timers/{at}{fault.pointer}"
+                errors.append(msgspec.structs.replace(fault, pointer=pointer))
+    if first is not None:
+        detail = f"nothing was scheduled, for the request is atomic: {first.detail}"
+        raise refusal(first.code, detail, errors=errors)
+
+
+# --------------------------------------------------------------- the same reply again, from the log
+
+
+def reply_of_one(ledger: Ledger, record: Event, tenant: str) -> bytes:
+    """The reply that `timer.schedule` gave when it wrote `record`."""
+    image = record.image
+    assert image is not None
+    shift_ns = record.due_ns - image.due_ns if image.scale == Scale.STEADY else 0
+    return view(image, unpack_blob(record.blob), tenant=tenant, shift_ns=shift_ns)
+
+
+def keep_of_many(body: bytes) -> bytes:
+    """What must be kept of a schedule_many reply besides its events: where its problems were."""
+    if b'{"problem":' not in body:
+        return b""
+    results = orjson.loads(body)["results"]
+    kept = {str(at): item["problem"] for at, item in enumerate(results) if "problem" in item}
+    return orjson.dumps({"size": len(results), "problems": kept}) if kept else b""
+
+
+def reply_of_many(ledger: Ledger, records: list[Event], kept: bytes, tenant: str) -> bytes:
+    """The reply that `timer.schedule_many` gave when it wrote `records`."""
+    views = iter([reply_of_one(ledger, record, tenant) for record in records])
+    if not kept:
+        return b'{"results":[' + b",".join(views) + b"]}"
+    memory = orjson.loads(kept)
+    problems = memory["problems"]
+    results = []
+    for at in range(memory["size"]):
+        found = problems.get(str(at))
+        results.append(next(views) if found is None else b'{"problem":%b}' % orjson.dumps(found))
+    return b'{"results":[' + b",".join(results) + b"]}"

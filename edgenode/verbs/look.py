@@ -1,0 +1,286 @@
+"""The verbs that look: get, list, snapshot, next, history, replay."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Generator
+
+import msgspec
+import orjson
+
+from edgenode.call import Call
+from edgenode.definitions import label_needle, time_of
+from edgenode.encode import KIND_NAMES, event
+from edgenode.ledger import Ledger
+from edgenode.verbs.change import SCAN_BUDGET, shown, unpack_id
+from edgenode.verbs.find import find, read_filter, read_id
+from engine import schedule as rules
+from engine.record import FLAG_IMAGE, Event, Kind, Scale, unpack_blob, unpack_event
+from engine.schedule import Occurrence
+from engine.timer import TERMINAL, State
+from minoots.wire import bodies
+from minoots.wire.frames import short_type
+from minoots.wire.problems import refusal
+from minoots.wire.times import format_instant, parse_instant
+
+_target = msgspec.json.Decoder(bodies.Target)
+_list = msgspec.json.Decoder(bodies.ListTimers)
+_next = msgspec.json.Decoder(bodies.Next)
+_history = msgspec.json.Decoder(bodies.History)
+_replay = msgspec.json.Decoder(bodies.Replay)
+
+Steps = Generator[int, None, bytes]
+
+PAGE_BYTES_MAX = 4 << 20
+STEP_EVENTS = 256  # events that are looked at before others go on
+PAGE_EVENTS_SCANNED = 20_000  # ... and in one page, so that a rare filter does not hold the door
+
+
+def get(ledger: Ledger, call: Call) -> Steps:
+    """`timer.get`: one timer, ended ones too while the log keeps them."""
+    asked = call.read(_target)
+    timer = yield from find(ledger, asked.id, asked.name)
+    return shown(ledger, call, timer)
+
+
+def _page_size(limit: int) -> int:
+    if not 1 <= limit <= bodies.PAGE_MAX:
+        raise refusal(
+            "validation", f"limit is {limit}; it must be 1 to {bodies.PAGE_MAX}", pointer="/limit"
+        )
+    return limit
+
+
+def _bad_cursor(text: str) -> Exception:
+    detail = f"cursor is {text[:40]!r}; send back what the page before gave, unchanged"
+    return refusal("validation", detail, pointer="/cursor")
+
+
+def _read_cursor(text: str | None) -> tuple[bytes, int]:
+    """The id to go on after, and the seq that the first page stood at."""
+    if text is None:
+        return b"", 0
+    try:
+        raw = base64.b64decode(text.encode(), b"-_", validate=True)
+    except ValueError:
+        raise _bad_cursor(text) from None
+    if len(raw) != 24:
+        raise _bad_cursor(text)
+    return raw[:16], int.from_bytes(raw[16:], "big")
+
+
+def list_timers(ledger: Ledger, call: Call) -> Steps:
+    """`timer.list`: a page of the timers that have not ended, in the order of their ids."""
+    items, cursor, _ = yield from _page(ledger, call)
+    return b'{"items":[%b],"next_cursor":%b}' % (b",".join(items), cursor)
+
+
+def snapshot(ledger: Ledger, call: Call) -> Steps:
+    """`stream.snapshot`: the same, and `as_of`: replaying from there brings it up to date."""
+    items, cursor, as_of = yield from _page(ledger, call)
+    place = b'{"epoch":%d,"seq":%d}' % (ledger.identity.epoch, as_of)
+    return b'{"items":[%b],"next_cursor":%b,"as_of":%b}' % (b",".join(items), cursor, place)
+
+
+def _page(ledger: Ledger, call: Call) -> Generator[int, None, tuple[list[bytes], bytes, int]]:
+    asked = call.read(_list)
+    limit = _page_size(asked.limit)
+    after, as_of = _read_cursor(asked.cursor)
+    wanted = read_filter(asked.filter, ledger)
+    if not after:
+        yield ledger.next_seq - 1  # the first page waits until the tables hold what came before
+        as_of = ledger.tables.applied().seq
+    items: list[bytes] = []
+    size = 0
+    while len(items) < limit and size < PAGE_BYTES_MAX:
+        step = min(limit - len(items), STEP_EVENTS)
+        rows, after = ledger.tables.scan(wanted, after, step, SCAN_BUDGET)
+        for row in rows:
+            timer = ledger.load(unpack_id(row))
+            if timer is not None and timer.image.state not in TERMINAL:
+                items.append(shown(ledger, call, timer))
+                size += len(items[-1])
+        if not after:
+            break
+        yield 0
+    cursor = b"null"
+    if after:
+        cursor = b'"' + base64.urlsafe_b64encode(after + as_of.to_bytes(8, "big")) + b'"'
+    return items, cursor, as_of
+
+
+def next_dues(ledger: Ledger, call: Call) -> Steps:
+    """`timer.next`: the coming dues of a timer, or of a schedule that is only tried."""
+    asked = call.read(_next)
+    if not 1 <= asked.count <= bodies.PAGE_MAX:
+        raise refusal("validation", f"count is {asked.count}; it must be 1 to {bodies.PAGE_MAX}")
+    if asked.schedule is not None:
+        timing = time_of(
+            asked.schedule,
+            call.now,
+            ledger.config.limits,
+            max_occurrences=asked.max_occurrences,
+            expires_at=asked.expires_at,
+        )
+        rule, scale, coming = timing.rule, timing.scale, timing.first
+    else:
+        timer = yield from find(ledger, asked.id, asked.name)
+        image = timer.image
+        if image.state != State.SCHEDULED:
+            return b'{"occurrence":0,"dues":[]}'
+        rule = rules.unpack_rule(unpack_blob(timer.blob).rule)
+        scale, coming = image.scale, Occurrence(image.occurrence, image.due_ns)
+    shift_ns = call.now.shift_ns if scale == Scale.STEADY else 0
+    dues: list[str] = []
+    at: Occurrence | None = coming
+    while at is not None and len(dues) < asked.count:
+        dues.append(format_instant(at.due_ns + shift_ns))
+        at = rules.following(rule, at, now_ns=at.due_ns, shift_ns=shift_ns)
+    return orjson.dumps({"occurrence": coming.number, "dues": dues})
+
+
+def history(ledger: Ledger, call: Call) -> Steps:
+    """`timer.history`: its events; without a cursor the newest page, each page in order."""
+    asked = call.read(_history)
+    limit = _page_size(asked.limit)
+    id = read_id(asked.id)
+    if asked.cursor is None:
+        timer = yield from find(ledger, asked.id, None)
+        seq = timer.image.seq
+    else:
+        seq = _history_seq(asked.cursor)
+    found: list[Event] = []
+    while seq and len(found) < limit:
+        record = ledger.event(seq)
+        if record is None:
+            break
+        if record.image is None or record.image.id != id:
+            raise _bad_cursor(asked.cursor or "")
+        if seq not in ledger.unreleased:  # an expiration is not shown before its instant
+            found.append(record)
+        seq = record.prev_seq
+    found.reverse()
+    events = [_shown_event(ledger, record) for record in found]
+    cursor = b'"%d"' % seq if seq and ledger.event(seq) is not None else b"null"
+    return b'{"events":[%b],"next_cursor":%b}' % (b",".join(events), cursor)
+
+
+def _history_seq(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise _bad_cursor(text)
+    return int(text)
+
+
+def _shown_event(ledger: Ledger, record: Event) -> bytes:
+    fired_ns = None
+    if record.kind == Kind.EXPIRED:
+        fired_ns = ledger.fired.get(record.seq)
+        if fired_ns is None:
+            fired_ns = ledger.log.receipts(record.seq, record.seq).get(record.seq)
+    return event(ledger.identity, record, fired_ns=fired_ns)
+
+
+def replay(ledger: Ledger, call: Call) -> Steps:
+    """`stream.replay`: events that have left, in the order of their seq, after a cursor.
+
+    It ends at the floor: an expiration that is committed ahead of its instant is not shown yet.
+    """
+    asked = call.read(_replay)
+    limit = _page_size(asked.limit)
+    types = _kinds(asked.filter.types)
+    needles = [label_needle(key, value) for key, value in asked.filter.labels.items()]
+    prefix = asked.filter.name_prefix.encode("utf-8", "surrogatepass")
+    seq = _replay_start(ledger, asked.from_)
+    events: list[bytes] = []
+    size = scanned = 0
+    floor = ledger.left_seq
+    while seq <= floor and len(events) < limit and size < PAGE_BYTES_MAX:
+        if scanned >= PAGE_EVENTS_SCANNED:
+            break
+        step = min(STEP_EVENTS, floor - seq + 1)
+        page = ledger.log.events(seq, step, PAGE_BYTES_MAX)
+        if not page:
+            raise _out_of_retention(ledger, seq)
+        receipts = ledger.log.receipts(seq, seq + len(page) - 1)
+        for data in page:
+            scanned += 1
+            if _matches(data, types, needles, prefix):
+                fired_ns = ledger.fired.get(seq) or receipts.get(seq)
+                events.append(event(ledger.identity, unpack_event(seq, data), fired_ns=fired_ns))
+                size += len(events[-1])
+            seq += 1
+            if len(events) == limit or size >= PAGE_BYTES_MAX:
+                break
+        yield 0
+    end = b"true" if seq > floor else b"false"
+    return b'{"events":[%b],"next":{"epoch":%d,"seq":%d},"end":%b}' % (
+        b",".join(events),
+        ledger.identity.epoch,
+        seq - 1,
+        end,
+    )
+
+
+_KINDS = {name: kind for kind, name in KIND_NAMES.items()}
+
+
+def _kinds(types: list[str]) -> frozenset[int]:
+    found = set()
+    for type in types:
+        name = short_type(type)
+        if name not in _KINDS:
+            raise refusal(
+                "validation",
+                f"type {type[:60]!r} is unknown; known: {', '.join(sorted(_KINDS))}",
+                pointer="/filter/types",
+            )
+        found.add(_KINDS[name])
+    return frozenset(found)
+
+
+def _matches(data: bytes, types: frozenset[int], needles: list[bytes], prefix: bytes) -> bool:
+    """Whether a record passes, told from its bytes: kind at 5, blob after the image."""
+    if types and data[5] not in types:
+        return False
+    if not needles and not prefix:
+        return True
+    if not data[6] & FLAG_IMAGE:
+        return False
+    blob = unpack_blob(data[112:])
+    return blob.name.startswith(prefix) and all(needle in blob.labels for needle in needles)
+
+
+def _replay_start(ledger: Ledger, asked: bodies.ReplayFrom) -> int:
+    """The first seq to look at. Raises Refused: epoch_changed, out_of_retention."""
+    if asked.time is not None:
+        if asked.seq is not None or asked.epoch is not None:
+            raise refusal("validation", "give either time or epoch and seq", pointer="/from")
+        try:
+            at_ns = parse_instant(asked.time)
+        except ValueError as error:
+            raise refusal("validation", f"time: {error}", pointer="/from/time") from None
+        return ledger.log.seq_at(at_ns)
+    first_seq = ledger.log.state().first_seq
+    if asked.seq is None:
+        return max(first_seq, 1)
+    if asked.epoch is not None and asked.epoch != ledger.identity.epoch:
+        raise refusal(
+            "epoch_changed",
+            f"the cursor is of epoch {asked.epoch}; the log is in epoch {ledger.identity.epoch}; "
+            "take a snapshot and go on from there",
+            pointer="/from/epoch",
+        )
+    if asked.seq < 0:
+        raise refusal("validation", f"seq is {asked.seq}; it starts at 0", pointer="/from/seq")
+    if asked.seq + 1 < first_seq:
+        raise _out_of_retention(ledger, asked.seq + 1)
+    return asked.seq + 1
+
+
+def _out_of_retention(ledger: Ledger, seq: int) -> Exception:
+    first_seq = ledger.log.state().first_seq
+    return refusal(
+        "out_of_retention",
+        f"event {seq} is gone; the log begins at {first_seq}; take a snapshot and go on from there",
+        pointer="/from/seq",
+    )

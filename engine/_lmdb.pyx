@@ -1,0 +1,308 @@
+"""The one module that reaches LMDB: its C API, taken from the extension of py-lmdb.
+
+py-lmdb takes and drops the GIL at each put, and its wheel has neither header nor library to link.
+But its extension carries LMDB 0.9 with every function exported under a private prefix, `mdb09_`. So
+we look those up once, at import, and check both versions: another py-lmdb may carry another LMDB.
+Considered instead: mdb.c compiled into our own extension (a second copy of LMDB to keep up to date,
+11,000 lines that are not ours), and Debian's liblmdb (not position-independent, and a different
+version on each host).
+
+It must never open an environment twice in one process (LMDB's file locks would be lost at the first
+close), nor pass MDB_NOSYNC, MDB_NOMETASYNC or MDB_WRITEMAP: each of them loses acknowledged data.
+"""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import lmdb
+import lmdb.cpython
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from posix.dlfcn cimport RTLD_LAZY, dlerror, dlopen, dlsym
+
+from libc.errno cimport EDQUOT, EFBIG, EIO, ENOMEM, ENOSPC
+from libc.stdint cimport uint64_t
+
+from engine._threads cimport MADV_DONTNEED, madvise
+
+from engine.errors import StoreCorrupt, StoreFailed, StoreFull, StoreTooNew
+
+cdef extern from "<dlfcn.h>" nogil:
+    int RTLD_NOLOAD
+
+cdef extern from "<sys/statvfs.h>" nogil:
+    cdef struct statvfs_t "statvfs":
+        unsigned long f_bsize
+        unsigned long f_bavail
+    int fstatvfs(int fd, statvfs_t* found)
+
+cdef extern from "<sys/stat.h>" nogil:
+    cdef struct stat_t "stat":
+        long st_size
+    int fstat(int fd, stat_t* found)
+
+PY_LMDB = "3.0.0"
+LMDB = (0, 9, 36)
+ADVICE = f"install lmdb=={PY_LMDB}"
+MODE = 0o600
+MAP_BYTES = 1 << 40  # address space only: the caller keeps a quota
+DATABASES_MAX = 8
+STAMP = struct.Struct("<IIQ")  # checksum, format version, epoch
+
+cdef enum:
+    FULL_BYTES = 1 << 20  # an EIO on a file system with less room than this: it is full
+    META_PAGES = 2
+
+_opened = set()  # of (device, inode): one environment, one opening
+
+
+cdef void* find(void* library, bytes name) except NULL:
+    cdef void* found = dlsym(library, b"mdb09_" + name)
+    if found is NULL:
+        raise ImportError(f"lmdb has no symbol mdb09_{name.decode()}; {ADVICE}")
+    return found
+
+
+cdef int load() except -1:
+    if lmdb.__version__ != PY_LMDB:
+        raise ImportError(f"lmdb is {lmdb.__version__}, not {PY_LMDB}; {ADVICE}")
+    cdef bytes path = os.fsencode(lmdb.cpython.__file__)
+    cdef void* so = dlopen(path, RTLD_NOLOAD | RTLD_LAZY)
+    if so is NULL:
+        raise ImportError(f"{dlerror().decode()}; {ADVICE}")
+    lm.env_create = <int (*)(void**) noexcept nogil>find(so, b"env_create")
+    lm.env_open = <int (*)(void*, const char*, unsigned int, int) noexcept nogil>find(
+        so, b"env_open"
+    )
+    lm.env_close = <void (*)(void*) noexcept nogil>find(so, b"env_close")
+    lm.env_set_mapsize = <int (*)(void*, size_t) noexcept nogil>find(so, b"env_set_mapsize")
+    lm.env_set_maxdbs = <int (*)(void*, Dbi) noexcept nogil>find(so, b"env_set_maxdbs")
+    lm.env_get_fd = <int (*)(void*, int*) noexcept nogil>find(so, b"env_get_fd")
+    lm.txn_begin = <int (*)(void*, void*, unsigned int, void**) noexcept nogil>find(
+        so, b"txn_begin"
+    )
+    lm.txn_commit = <int (*)(void*) noexcept nogil>find(so, b"txn_commit")
+    lm.txn_abort = <void (*)(void*) noexcept nogil>find(so, b"txn_abort")
+    lm.txn_reset = <void (*)(void*) noexcept nogil>find(so, b"txn_reset")
+    lm.txn_renew = <int (*)(void*) noexcept nogil>find(so, b"txn_renew")
+    load_data(so)
+    return 0
+
+
+cdef int load_data(void* so) except -1:
+    lm.dbi_open = <int (*)(void*, const char*, unsigned int, Dbi*) noexcept nogil>find(
+        so, b"dbi_open"
+    )
+    lm.stat = <int (*)(void*, Dbi, Stat*) noexcept nogil>find(so, b"stat")
+    lm.drop = <int (*)(void*, Dbi, int) noexcept nogil>find(so, b"drop")
+    lm.get = <int (*)(void*, Dbi, Val*, Val*) noexcept nogil>find(so, b"get")
+    lm.put = <int (*)(void*, Dbi, Val*, Val*, unsigned int) noexcept nogil>find(so, b"put")
+    lm.delete = <int (*)(void*, Dbi, Val*, Val*) noexcept nogil>find(so, b"del")
+    lm.cursor_open = <int (*)(void*, Dbi, void**) noexcept nogil>find(so, b"cursor_open")
+    lm.cursor_close = <void (*)(void*) noexcept nogil>find(so, b"cursor_close")
+    lm.cursor_get = <int (*)(void*, Val*, Val*, int) noexcept nogil>find(so, b"cursor_get")
+    lm.cursor_put = <int (*)(void*, Val*, Val*, unsigned int) noexcept nogil>find(
+        so, b"cursor_put"
+    )
+    lm.cursor_del = <int (*)(void*, unsigned int) noexcept nogil>find(so, b"cursor_del")
+    lm.strerror = <const char* (*)(int) noexcept nogil>find(so, b"strerror")
+    lm.version = <const char* (*)(int*, int*, int*) noexcept nogil>find(so, b"version")
+    cdef int major, minor, patch
+    lm.version(&major, &minor, &patch)
+    if (major, minor, patch) != LMDB:
+        raise ImportError(f"lmdb carries LMDB {major}.{minor}.{patch}, not {LMDB}; {ADVICE}")
+    return 0
+
+
+load()
+
+
+cdef bint is_full(int fd, int rc) noexcept nogil:
+    """Whether `rc` means that there is no room; a short write shows as EIO."""
+    cdef statvfs_t room
+    if rc in (MAP_FULL, ENOSPC, EDQUOT, EFBIG):
+        return True
+    if rc != EIO or fd < 0 or fstatvfs(fd, &room) != 0:
+        return False
+    return room.f_bavail * room.f_bsize < <unsigned long>FULL_BYTES
+
+
+cdef object error_of(int fd, int rc, str what):
+    """The exception for LMDB's or the system's error number `rc`."""
+    text = f"{what}: {lm.strerror(rc).decode()} (code {rc})"
+    if is_full(fd, rc):
+        return StoreFull(text)
+    if rc in (NOTFOUND, PAGE_NOTFOUND, CORRUPTED, INVALID, VERSION_MISMATCH, CURSOR_FULL):
+        return StoreCorrupt(text)
+    return StoreFailed(text)
+
+
+cdef int check(int rc, str what) except -1:
+    if rc:
+        raise error_of(-1, rc, what)
+    return 0
+
+
+@cython.final
+cdef class Environment:
+    """One open LMDB environment: a directory with `data.mdb` and `lock.mdb`."""
+
+    def __cinit__(self, path: str, size_t map_bytes = 0):
+        self.path = path
+        self.fd = -1
+        found = os.stat(path)
+        self.device, self.inode = found.st_dev, found.st_ino
+        if (self.device, self.inode) in _opened:
+            raise AssertionError(f"{path} is open in this process already")
+        check(lm.env_create(&self.env), f"cannot open {path}")
+        check(lm.env_set_mapsize(self.env, map_bytes or <size_t>MAP_BYTES), f"cannot map {path}")
+        check(lm.env_set_maxdbs(self.env, DATABASES_MAX), f"cannot open {path}")
+        cdef bytes name = os.fsencode(path)
+        cdef int rc = lm.env_open(self.env, name, NOTLS, MODE)
+        if rc:
+            raise error_of(-1, rc, f"cannot open {path}")
+        _opened.add((self.device, self.inode))
+        self.users = 1
+        lm.env_get_fd(self.env, &self.fd)
+        check(lm.txn_begin(self.env, NULL, RDONLY, &self.reader), f"cannot read {path}")
+        lm.txn_reset(self.reader)
+        self.map_at = <char*><size_t>_mapped_at(Path(path) / "data.mdb")
+
+    def __dealloc__(self):
+        if self.env is not NULL:
+            self.users = 1
+            self.release()
+
+    cdef Dbi open_db(self, const char* name) except? 0:
+        """A named database, made if it is not there."""
+        cdef void* txn
+        cdef Dbi dbi
+        cdef int rc = lm.txn_begin(self.env, NULL, 0, &txn)
+        if rc == 0:
+            rc = lm.dbi_open(txn, name, CREATE, &dbi)
+            if rc == 0:
+                rc = lm.txn_commit(txn)
+            else:
+                lm.txn_abort(txn)
+        if rc:
+            raise error_of(self.fd, rc, f"cannot open {name.decode()} in {self.path}")
+        return dbi
+
+    cdef int stamp(self, Dbi meta, int format_version) except -1:
+        """Write the format version and epoch 1, or check and read them; the epoch."""
+        found = self.read(meta, b"format")
+        if found is None:
+            self.write_stamp(meta, format_version, 1)
+            return 1
+        if len(found) != STAMP.size:
+            raise StoreCorrupt(f"the format stamp of {self.path} is {len(found)} bytes")
+        _, version, epoch = STAMP.unpack(found)
+        if found != pack_stamp(version, epoch):
+            raise StoreCorrupt(f"the format stamp of {self.path} does not agree with its checksum")
+        if version > format_version:
+            raise StoreTooNew(
+                f"{self.path} has format {version}, newer than {format_version}; upgrade minoots"
+            )
+        return epoch
+
+    cdef int write_stamp(self, Dbi meta, int format_version, int epoch) except -1:
+        return self.write(meta, b"format", pack_stamp(format_version, epoch))
+
+    cdef object read(self, Dbi dbi, bytes name):
+        """The value of one key, None if it is not there."""
+        cdef Val key, data
+        key.size, key.at = len(name), <char*>name
+        cdef int rc = lm.get(self.begin_read(), dbi, &key, &data)
+        try:
+            if rc == NOTFOUND:
+                return None
+            check(rc, f"cannot read {self.path}")
+            return PyBytes_FromStringAndSize(<char*>data.at, data.size)
+        finally:
+            self.end_read()
+
+    cdef int write(self, Dbi dbi, bytes name, bytes value) except -1:
+        """Put one key, in a commit of its own."""
+        cdef Val key, data
+        cdef void* txn
+        key.size, key.at = len(name), <char*>name
+        data.size, data.at = len(value), <char*>value
+        cdef int rc = lm.txn_begin(self.env, NULL, 0, &txn)
+        if rc == 0:
+            rc = lm.put(txn, dbi, &key, &data, 0)
+            if rc == 0:
+                rc = lm.txn_commit(txn)
+            else:
+                lm.txn_abort(txn)
+        if rc:
+            raise error_of(self.fd, rc, f"cannot write {self.path}")
+        return 0
+
+    cdef void* begin_read(self) except NULL:
+        """See the newest commit until `end_read`; a few microseconds, by one thread only."""
+        if self.env is NULL:
+            raise AssertionError(f"{self.path} is closed")
+        cdef int rc = lm.txn_renew(self.reader)
+        if rc:
+            raise error_of(self.fd, rc, f"cannot read {self.path}")
+        return self.reader
+
+    cdef void end_read(self) noexcept nogil:
+        lm.txn_reset(self.reader)
+
+    cdef void drop_pages(self) noexcept nogil:
+        """Take the file's pages out of this process; they stay in the page cache.
+
+        A reader on another thread faults them in again: that costs it time, nothing else.
+        """
+        cdef stat_t file
+        if self.map_at is not NULL and fstat(self.fd, &file) == 0:
+            madvise(self.map_at, file.st_size, MADV_DONTNEED)
+
+    cdef uint64_t used_bytes(self, void* txn, Dbi databases) noexcept nogil:
+        """Bytes of the pages in use, as `txn` sees them; pages freed inside the file not counted."""
+        cdef Stat stat
+        cdef uint64_t pages = META_PAGES
+        cdef Dbi dbi
+        stat.page_bytes = 0
+        for dbi in range(databases):
+            if lm.stat(txn, dbi, &stat) == 0:
+                pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages
+        return pages * stat.page_bytes
+
+    cdef void acquire(self) noexcept:
+        """Another one reads this environment: it stays open until both have released it."""
+        self.users += 1
+
+    cdef void release(self) noexcept:
+        self.users -= 1
+        if self.users == 0 and self.env is not NULL:
+            if self.reader is not NULL:
+                lm.txn_abort(self.reader)
+                self.reader = NULL
+            _opened.discard((self.device, self.inode))
+            lm.env_close(self.env)
+            self.env = NULL
+
+
+def _mapped_at(data: Path) -> int:
+    """The address at which this process has mapped `data`; 0 if it cannot be told."""
+    found = os.stat(data)
+    wanted = (f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}", str(found.st_ino))
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        span, _, _, device, inode, *_ = line.split(maxsplit=5)
+        if (device, inode) == wanted:
+            return int(span.partition("-")[0], 16)
+    return 0
+
+
+def pack_stamp(version: int, epoch: int) -> bytes:
+    """What `meta` holds under b"format": which version wrote it, and the epoch."""
+    return STAMP.pack(zlib.crc32(STAMP.pack(0, version, epoch)), version, epoch)

@@ -1,0 +1,266 @@
+"""What people write, made into what the contract says: durations, instants, targets, definitions.
+
+Pure. Everything wrong is a ValueError or TypeError with what to write instead, before anything is
+sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from minoots.wire.bodies import SCHEDULE_MANY_MAX, Next, Target, TimerFilter, TimerView
+from minoots.wire.definition import After, At, Definition, Every, Schedule
+from minoots.wire.times import (
+    ID_PREFIX,
+    SECOND,
+    format_duration,
+    format_instant,
+    parse_duration,
+    parse_instant,
+)
+
+Duration = str | int | float | timedelta
+Instant = str | datetime
+Mode = Literal["fixed_rate", "fixed_delay"]
+
+_schedule: msgspec.json.Decoder[Schedule] = msgspec.json.Decoder(Schedule)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def duration_text(duration: Duration) -> str:
+    """The contract's text of a duration: `15m`, PT15M, seconds as a number, or a timedelta."""
+    if isinstance(duration, str):
+        parse_duration(duration)
+        return duration
+    if isinstance(duration, timedelta):
+        duration_ns = duration // timedelta(microseconds=1) * 1_000
+    elif isinstance(duration, bool) or not isinstance(duration, int | float):
+        raise TypeError(
+            f"duration is a {type(duration).__name__}; write '15m', seconds, or a timedelta"
+        )
+    elif isinstance(duration, int):
+        duration_ns = duration * SECOND
+    elif abs(duration) < float("inf"):
+        duration_ns = round(duration * SECOND)
+    else:
+        raise ValueError(f"duration is {duration}; it must be a finite number of seconds")
+    text = format_duration(duration_ns)
+    parse_duration(text)
+    return text
+
+
+def instant_text(instant: Instant) -> str:
+    """The contract's text of an instant: RFC 3339 with an offset, or an aware datetime."""
+    if isinstance(instant, str):
+        parse_instant(instant)
+        return instant
+    if not isinstance(instant, datetime):
+        raise TypeError(
+            f"instant is a {type(instant).__name__}; write RFC 3339 or an aware datetime"
+        )
+    if instant.utcoffset() is None:
+        raise ValueError(
+            f"instant is the naive datetime {instant.isoformat()}; give it a zone: "
+            "datetime(..., tzinfo=UTC) or .astimezone()"
+        )
+    return format_instant((instant - _EPOCH) // timedelta(microseconds=1) * 1_000)
+
+
+def target(timer: str | TimerView) -> Target:
+    """Which timer: a view, an id (a text that begins with tmr_), or a name that is unique."""
+    if isinstance(timer, TimerView):
+        return Target(id=timer.id)
+    if not isinstance(timer, str):
+        raise TypeError(f"timer is a {type(timer).__name__}; write an id, a name or a TimerView")
+    if timer.startswith(ID_PREFIX):
+        return Target(id=timer)
+    if not timer:
+        raise ValueError("timer is an empty text; write an id or a name")
+    return Target(name=timer)
+
+
+def schedule_of(
+    *,
+    after: Duration | None = None,
+    at: Instant | None = None,
+    every: Duration | None = None,
+    schedule: Schedule | Mapping[str, Any] | None = None,
+    mode: Mode | None = None,
+    anchor: Instant | None = None,
+) -> Schedule:
+    """The one schedule that is meant; `mode` and `anchor` go with `every` only."""
+    given = [
+        name
+        for name, value in (("after", after), ("at", at), ("every", every), ("schedule", schedule))
+        if value is not None
+    ]
+    if len(given) != 1:
+        raise ValueError(
+            f"schedule is given {'by ' + ' and '.join(given) if given else 'by nothing'}; "
+            "give exactly one of after, at, every, schedule"
+        )
+    if every is None and not (mode is None and anchor is None):
+        raise ValueError(f"mode and anchor go with every, not with {given[0]}")
+    if after is not None:
+        return After(duration_text(after))
+    if at is not None:
+        return At(instant_text(at))
+    if every is not None:
+        return Every(
+            duration_text(every),
+            None if anchor is None else instant_text(anchor),
+            mode or "fixed_rate",
+        )
+    if isinstance(schedule, Mapping):
+        return _converted(schedule)
+    assert schedule is not None
+    return schedule
+
+
+def _converted(schedule: Mapping[str, Any]) -> Schedule:
+    try:
+        return _schedule.decode(msgspec.json.encode(dict(schedule)))
+    except msgspec.ValidationError as error:
+        raise ValueError(f"schedule is not of the contract: {error}") from None
+
+
+def definition(
+    name: str = "",
+    *,
+    after: Duration | None = None,
+    at: Instant | None = None,
+    every: Duration | None = None,
+    schedule: Schedule | Mapping[str, Any] | None = None,
+    payload: Any = None,
+    labels: Mapping[str, str] | None = None,
+    max_occurrences: int | None = None,
+    expires_at: Instant | None = None,
+    mode: Mode | None = None,
+    anchor: Instant | None = None,
+    **more: Any,
+) -> Definition:
+    """A timer's definition from what is convenient to write.
+
+    after, every: `15m`, seconds, or a timedelta. at, anchor, expires_at: RFC 3339 or an aware
+    datetime. payload: anything that JSON can say, up to 64 KiB. more: further members of the
+    contract's definition, as they are (`misfire={"policy": "skip"}`).
+    Raises ValueError and TypeError saying what to write.
+    """
+    rule = schedule_of(after=after, at=at, every=every, schedule=schedule, mode=mode, anchor=anchor)
+    members: dict[str, Any] = {"name": name, "schedule": rule, "labels": dict(labels or {})}
+    if max_occurrences is not None:
+        members["max_occurrences"] = max_occurrences
+    if expires_at is not None:
+        members["expires_at"] = instant_text(expires_at)
+    if payload is not None:
+        members["payload"] = payload
+    try:
+        return msgspec.json.decode(msgspec.json.encode(members | more), type=Definition)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"definition is not of the contract: {error}") from None
+
+
+def definition_of(item: Definition | Mapping[str, Any]) -> Definition:
+    """A definition as it is, or of the keyword arguments of `definition` in a dict."""
+    if isinstance(item, Definition):
+        return item
+    if isinstance(item, Mapping):
+        return definition(**item)
+    raise TypeError(f"definition is a {type(item).__name__}; write a Definition or a dict")
+
+
+def timer_filter(
+    given: TimerFilter | Mapping[str, Any] | None = None,
+    *,
+    states: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+    name_prefix: str = "",
+    due_from: Instant | None = None,
+    due_to: Instant | None = None,
+) -> TimerFilter:
+    """Which timers: a TimerFilter, a dict of its members, or the keyword arguments."""
+    if isinstance(given, TimerFilter):
+        return given
+    members: dict[str, Any] = dict(given or {})
+    if states:
+        members["state"] = list(states)
+    if labels:
+        members["labels"] = dict(labels)
+    if name_prefix:
+        members["name_prefix"] = name_prefix
+    for name, instant in (("due_from", due_from), ("due_to", due_to)):
+        instant = members.get(name) if instant is None else instant
+        if instant is not None:
+            members[name] = instant_text(instant)
+    try:
+        return msgspec.convert(members, TimerFilter)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"filter is not of the contract: {error}") from None
+
+
+def chunks_of(
+    items: Iterable[Definition | Mapping[str, Any]], size: int
+) -> Iterator[list[Definition]]:
+    """Definitions in lists of at most `size`, read only as far as they are asked for."""
+    if not 1 <= size <= SCHEDULE_MANY_MAX:
+        raise ValueError(f"chunk is {size}; a request takes 1 to {SCHEDULE_MANY_MAX} timers")
+    chunk: list[Definition] = []
+    for item in items:
+        chunk.append(definition_of(item))
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def check_atomic(count: int) -> None:
+    """Raise ValueError for more timers than one transaction takes."""
+    if count > SCHEDULE_MANY_MAX:
+        raise ValueError(
+            f"atomic=True with {count} timers; one transaction takes {SCHEDULE_MANY_MAX}: "
+            "send fewer, or atomic=False"
+        )
+
+
+def chunk_key(idem: str | None, index: int) -> str | None:
+    """The idempotency key of the index-th message of a bulk call: the first bears the caller's."""
+    return idem if idem is None or index == 0 else f"{idem}#{index}"
+
+
+def many(
+    given: TimerFilter | Mapping[str, Any] | None, ids: Sequence[str] | None
+) -> tuple[TimerFilter | None, list[str] | None]:
+    """The filter or the ids of a cancel_many: one of them, and never all by mistake."""
+    if (given is None) == (ids is None):
+        raise ValueError("cancel_many takes either a filter or ids")
+    if given is None:
+        return None, list(ids or ())
+    if not given:
+        raise ValueError('filter is empty; to cancel every timer, say so: {"name_prefix": ""}')
+    return timer_filter(given), None
+
+
+def next_body(
+    timer: str | TimerView | None,
+    count: int,
+    *,
+    max_occurrences: int | None,
+    expires_at: Instant | None,
+    **rule: Any,
+) -> Next:
+    """The body of timer.next: a timer, or the arguments of `schedule_of`."""
+    if timer is not None:
+        found = target(timer)
+        return Next(id=found.id, name=found.name, count=count)
+    until = None if expires_at is None else instant_text(expires_at)
+    return Next(
+        schedule=schedule_of(**rule),
+        count=count,
+        max_occurrences=max_occurrences,
+        expires_at=until,
+    )
