@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-PYX := $(shell find engine edgenode tests -name '*.py[x]' -o -name '*.pxd')
+PYX := $(shell find engine edgenode bench tests -name '*.py[x]' -o -name '*.pxd')
 BUILT := build/.built
 
 .DEFAULT_GOAL := help
@@ -53,4 +53,4 @@ bench: build
 
 clean:
 	rm -rf .venv build dist *.egg-info
-	find engine edgenode tests -name '*.so' -delete
+	find engine edgenode bench tests -name '*.so' -delete

@@ -25,7 +25,7 @@ DIRECTIVES = {
     "freethreading_compatible": (False, False),
 }
 
-FOLDERS = ("engine", "edgenode", "tests")
+FOLDERS = ("engine", "edgenode", "bench", "tests")
 FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1", "-fno-strict-aliasing"]
 
 

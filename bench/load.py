@@ -33,6 +33,7 @@ def dealer(context: zmq.Context[Any], endpoint: str) -> zmq.Socket[bytes]:
     """A socket without limits of its own."""
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.linger = 0
+    socket.rcvtimeo = 60_000
     socket.sndhwm = socket.rcvhwm = 0
     socket.connect(endpoint)
     return socket

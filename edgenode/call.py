@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from edgenode.definitions import faults_of
+from edgenode.definitions import DECODE_ERRORS, faults_of
 from edgenode.principal import Principal
 from engine.clock import Now
 from minoots.wire.frames import (
@@ -52,7 +52,7 @@ class Call:
         """The body, decoded and checked. Raises Refused."""
         try:
             return decoder.decode(self.body or b"{}")
-        except msgspec.DecodeError as error:
+        except DECODE_ERRORS as error:
             raise faults_of(error) from None
 
 
@@ -97,7 +97,7 @@ def read(door: int, frames: Frames, principal: Principal, now: Now) -> Call:
 def _read_header(raw: bytes) -> Header:
     try:
         header = _header.decode(raw)
-    except msgspec.DecodeError as error:
+    except DECODE_ERRORS as error:
         found = faults_of(error)
         raise refusal(found.code, f"header: {found.detail}", errors=found.errors) from None
     if header.idem is not None and not 1 <= len(header.idem.encode()) <= IDEM_BYTES_MAX:

@@ -5,6 +5,7 @@ Pure. Every refusal names the member, its value, the limit and what to do.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import msgspec
@@ -16,12 +17,14 @@ from engine.clock import Now
 from engine.record import Blob, Scale, name_hash, pack_blob, unpack_blob
 from engine.schedule import Occurrence, Rule
 from minoots.wire import definition as wire
-from minoots.wire.problems import Refused, refusal
+from minoots.wire.problems import Fault, Refused, refusal
 from minoots.wire.times import format_duration, format_instant, parse_duration, parse_instant
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
-NULL = b"null"
+# A payload with any of these is parsed strictly: escapes that may be lone surrogates, exponents and
+# digits that may be beyond a double.
+_SUSPECT = re.compile(rb"\\u|[0-9][eE][+-]?[0-9]{3}|[0-9]{20}")
 DEPTH_SUSPECT = 64  # more brackets than this and the payload is parsed to see how deep it is
 DEPTH_MAX = 128
 
@@ -123,7 +126,7 @@ def _payload(raw: msgspec.Raw, limits: LimitsSection) -> bytes:
             f"the limit is {limits.payload_bytes_max} (payload_bytes_max)",
             pointer="/payload",
         )
-    if b"\\u" in payload or payload.count(b"[") + payload.count(b"{") > DEPTH_SUSPECT:
+    if _SUSPECT.search(payload) or payload.count(b"[") + payload.count(b"{") > DEPTH_SUSPECT:
         _check_strictly(payload)
     return payload
 
@@ -237,7 +240,7 @@ def _expires(text: str | None) -> int:
     if text is None:
         return 0
     try:
-        return parse_instant(text)
+        return max(parse_instant(text), 1)  # 0 is the mark for no limit
     except ValueError as error:
         raise refusal("validation", f"expires_at: {error}", pointer="/expires_at") from None
 
@@ -328,18 +331,29 @@ def slim(blob: bytes) -> bytes:
     return pack_blob(b"", parts.name, parts.labels, b"", b"", b"")
 
 
-def faults_of(error: msgspec.ValidationError | msgspec.DecodeError, root: str = "") -> Refused:
-    """The problem for a body that does not decode: its type errors carry a JSON pointer."""
+# What decoding may raise: nesting beyond some thousand levels ends in a RecursionError.
+DECODE_ERRORS = (msgspec.DecodeError, RecursionError)
+
+
+def faults_of(error: Exception) -> Refused:
+    """The problem for JSON that does not decode: its type errors carry a JSON pointer."""
     text = str(error)
+    if isinstance(error, RecursionError):
+        return refusal("too_large", f"nested too deep; a payload may be nested {DEPTH_MAX} deep")
     if isinstance(error, msgspec.ValidationError):
         detail, _, path = text.rpartition(" - at `$")
         if not detail:
             detail, path = text, ""
-        pointer = root + path.rstrip("`").replace("[...]", "").replace(".", "/").replace(
-            "[", "/"
-        ).replace("]", "")
+        pointer = (
+            path.rstrip("`")
+            .replace("[...]", "")
+            .replace(".", "/")
+            .replace("[", "/")
+            .replace("]", "")
+        )
         code = "bad_schedule" if pointer.endswith("/schedule/kind") else "validation"
         if code == "bad_schedule":
             detail += f"; use one of {', '.join(wire.SUPPORTED_KINDS)}"
-        return refusal(code, f"{pointer or '/'}: {detail}", pointer=pointer or "/")
+        detail = f"{pointer}: {detail}" if pointer else detail
+        return refusal(code, detail, errors=[Fault(pointer, detail)])
     return refusal("bad_json", f"the body is not JSON: {text}")

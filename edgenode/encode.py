@@ -10,7 +10,17 @@ from typing import NamedTuple
 
 import orjson
 
-from engine.record import FLAG_IMAGE, FLAG_MISFIRE, Blob, Event, Image, Kind, Scale, unpack_blob
+from engine.record import (
+    EVENT_HEAD,
+    FLAG_IMAGE,
+    FLAG_MISFIRE,
+    Blob,
+    Event,
+    Image,
+    Kind,
+    Scale,
+    unpack_blob,
+)
 from engine.timer import Reason, State
 from minoots.wire.frames import long_type
 from minoots.wire.times import format_duration, format_id, format_instant
@@ -123,6 +133,12 @@ def event(
         tail += (b',"payload":', blob.payload)
     tail.append(b"}}")
     return b"".join(tail)
+
+
+def time_of_event(data: bytes) -> int:
+    """The `time` of a record: when it was decided, or for a fire its due if that is later."""
+    _, _, kind, _, at_ns, _, due_ns, _, _ = EVENT_HEAD.unpack_from(data)
+    return max(at_ns, due_ns) if kind in _FIRES else int(at_ns)
 
 
 def _head(identity: Identity, record: Event, time_ns: int) -> str:

@@ -11,8 +11,9 @@ from engine.schedule import Occurrence, Rule
 from engine.timer import Reason, State
 
 
-def fire_due(ledger: Ledger, id: bytes, lead_ns: int) -> bool:
-    """Write `expired` for a timer that the wheel has handed over; whether there was one to write.
+def fire_due(ledger: Ledger, id: bytes, wheel_tick: int) -> bool:
+    """Write `expired` for a timer that the wheel, at `wheel_tick`, has handed over; whether there
+    was one to write.
 
     The wheel may hand over a timer that was moved or ended meanwhile: then its image says so.
     """
@@ -21,8 +22,9 @@ def fire_due(ledger: Ledger, id: bytes, lead_ns: int) -> bool:
         return False
     image, now = timer.image, ledger.now
     deadline_ns = ledger.deadline_ns(image)
-    if deadline_ns > now.steady_ns + lead_ns:
-        ledger.hot.arm(id, tick_at_or_after(deadline_ns, TICK_NS))
+    due_tick = tick_at_or_after(deadline_ns, TICK_NS)
+    if due_tick > wheel_tick:
+        ledger.hot.arm(id, due_tick)
         return False
     late = now.steady_ns - deadline_ns > ledger.config.engine.misfire_after
     missed = deadline_ns < ledger.serving_since_ns
@@ -81,7 +83,7 @@ def trigger(ledger: Ledger, timer: Timer) -> Timer:
         after |= {"state": int(State.COMPLETED), "due_ns": _due_now(image, ledger), "left_ns": 0}
     else:
         after["occurrence"] = coming.number
-        blob = replace_rule(blob, rules.shifted(rule, -rule.interval_ns))
+        blob = replace_rule(blob, rules.regrid(rule, coming))
     timer = ledger.change(
         Kind.EXPIRED,
         timer,

@@ -88,6 +88,7 @@ class Ledger:
     settled_seq: int = 0  # the newest event that is durable and was handed to the publisher
     live_count: int = 0
     trim_below: int = 0
+    notes_count: int = 0  # idempotency notes in the tables
     events: list[bytes] = field(default_factory=list)
     notes: list[bytes] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)

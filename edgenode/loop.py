@@ -10,11 +10,14 @@ pieces of work.
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
+from edgenode import call as calls
 from edgenode.call import Answer, Frames
 from edgenode.lead import Lead
 from edgenode.ledger import Outcome
@@ -26,6 +29,7 @@ from edgenode.publish import Publisher, ReleaseQueue
 from edgenode.recovery import Recovered, anchor_note
 from engine.clock import Clock, Now
 from engine.record import Kind
+from minoots.wire.problems import refusal
 
 FIRE_LIMIT = 512  # timers fired before requests are looked at again
 RELEASE_LIMIT = 256  # expirations released between two flushes
@@ -55,6 +59,9 @@ class Doors(Protocol):
 
     def flush(self) -> None:
         """Send the live events that were published."""
+
+    def dropped(self) -> dict[str, int]:
+        """What could not be sent since the doors were opened."""
 
     def heartbeat(self, tenant: str, epoch: int, floor: int, now_ns: int) -> None:
         """Publish the heartbeat of a tenant."""
@@ -137,7 +144,7 @@ class Loop:
         self._accept()
         self.node.fire(FIRE_LIMIT)
         self._resume()
-        self.node.do_later()
+        self._do_later()
         self._send_free()
         self.submit()
         self.settle()
@@ -155,7 +162,24 @@ class Loop:
         for at, (door, frames, principal) in enumerate(self.doors.drain(limits.drain_max)):
             if at % 64 == 63:
                 self.release()
-            self.node.accept(door, frames, principal)
+            self._guard(door, frames, partial(self.node.accept, door, frames, principal))
+
+    def _guard(self, door: int, frames: Frames, decide: Callable[[], object]) -> None:
+        """Decide one request; a fault of ours that it finds is answered, and the node goes on.
+
+        Unless it wrote something: then the turn is not to be trusted, and the process ends; the
+        next start goes on from what is durable.
+        """
+        before = self.recovered.ledger.next_seq
+        try:
+            decide()
+        except Exception as error:
+            if self.recovered.ledger.next_seq != before:
+                raise
+            say("error", "fault", error=repr(error), traceback=traceback.format_exc())
+            problem = refusal("internal", f"the node is at fault: {type(error).__name__}")
+            answer = calls.problem(door, frames[0], calls.corr_of(frames), problem)
+            self.recovered.ledger.answers.append(answer)
 
     def _resume(self) -> None:
         """Go on with the verbs that wait for the tables, and have the tables follow for them."""
@@ -165,6 +189,13 @@ class Loop:
             self._asked_seq = ledger.settled_seq
             ledger.tables.follow(ledger.settled_seq, self.settled_commit, now=True)
         self.node.resume(applied)
+
+    def _do_later(self) -> None:
+        """Decide one of the requests that were put aside."""
+        call = self.node.next_later()
+        if call is not None:
+            frames = (call.peer, b"", b"", call.corr)
+            self._guard(call.door, frames, partial(self.node.decide_later, call))
 
     def _send_free(self) -> None:
         if self.node.free_answers:
@@ -240,6 +271,9 @@ class Loop:
             return
         ledger, clock, timescale = self.recovered.ledger, self.clock, self.recovered.timescale
         now = timescale.now(clock)
+        if 0 < first_ns - now.steady_ns <= ledger.config.engine.spin_max:
+            while now.steady_ns < first_ns:
+                now = timescale.now(clock)
         while due := self.queue.take_due(now.steady_ns, RELEASE_LIMIT):
             for release in due:
                 fired_ns = max(now.utc_ns, release.due_utc_ns)
@@ -276,6 +310,7 @@ class Loop:
         ledger = self.recovered.ledger
         identity = ledger.identity
         self.doors.heartbeat(identity.tenant, identity.epoch, ledger.left_seq, ledger.now.utc_ns)
+        self.metrics.dropped = self.doors.dropped()
         self.doors.flush()
 
     def _check_clock(self) -> None:
@@ -296,6 +331,7 @@ class Loop:
         tables, now = ledger.tables, ledger.now
         applied = tables.applied()
         ledger.tables_moved(applied.commit)
+        ledger.notes_count = applied.notes_count
         if now.steady_ns >= self.times.anchor:
             self.times.anchor = now.steady_ns + self.pace.anchor
             ledger.remember(anchor_note(self.recovered.timescale, self.clock))
@@ -311,7 +347,7 @@ class Loop:
         used = ledger.log.state().bytes_used + ledger.tables.applied().bytes_used
         most = ledger.config.log.bytes_max
         full = used > most - most // 10
-        about.writes_refused = (
+        about.creates_refused = (
             f"the store is full: {used} of {most} bytes are used (log.bytes_max, of which a tenth "
             "is kept for fires); raise it or shorten log.retention"
             if full
@@ -331,9 +367,11 @@ class Loop:
         wake_ns = min(self.times.next(), self.recovered.horizon.next_ns)
         if ledger.receipts and ready:
             wake_ns = min(wake_ns, ledger.receipts_since_ns + ledger.config.log.receipt_delay)
-        for at_ns in (node.next_fire_ns(), self.queue.next_ns()):
-            if at_ns is not None:
-                wake_ns = min(wake_ns, at_ns)
+        fire_ns, release_ns = node.next_fire_ns(), self.queue.next_ns()
+        if fire_ns is not None:
+            wake_ns = min(wake_ns, fire_ns)
+        if release_ns is not None:
+            wake_ns = min(wake_ns, release_ns - ledger.config.engine.spin_max)
         return self.recovered.timescale.boot_ns(wake_ns)
 
     def drain(self) -> None:

@@ -66,7 +66,7 @@ class Metrics:
     commit_us: Histogram = field(default_factory=Histogram)
     requests: dict[str, int] = field(default_factory=dict)
     problems: dict[str, int] = field(default_factory=dict)
-    live: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)  # what the doors could not send
 
     def fires(self) -> dict[str, int]:
         """Counts of expirations that left."""

@@ -84,6 +84,7 @@ class Node:
         self.ledger = ledger
         self.about = about
         self.lead_ns = ledger.config.engine.lead_min
+        self._wheel_tick = 0
         self._later: deque[Call] = deque()  # bulk requests, and creates that wait for the tables
         self._later_bytes = 0
         self._jobs: deque[Job] = deque()
@@ -93,7 +94,10 @@ class Node:
     # ------------------------------------------------------------------------------- requests
 
     def accept(self, door: int, frames: Frames, principal: Principal) -> None:
-        """Decide a request, or put it aside if it is large; what it brings is in the open turn."""
+        """Decide a request, or put it aside if it is large; what it brings is in the open turn.
+
+        Raises nothing that a client could cause; what is raised is a fault of ours.
+        """
         try:
             call = calls.read(door, frames, principal, self.ledger.now)
         except Refused as refused:
@@ -141,18 +145,18 @@ class Node:
         self._later_bytes = size
         self._later.append(call)
 
-    def do_later(self) -> bool:
-        """Decide one request that was put aside; whether there was one that could go on."""
-        if not self._later:
-            return False
-        op = OPS[self._later[0].header.op]
-        if op.creates and self._must_wait():
-            return False
+    def next_later(self) -> Call | None:
+        """Take the next request that was put aside, if it can go on now."""
+        if not self._later or (OPS[self._later[0].header.op].creates and self._must_wait()):
+            return None
         call = self._later.popleft()
         self._later_bytes -= len(call.body)
+        return call
+
+    def decide_later(self, call: Call) -> None:
+        """Decide a request that was put aside."""
         call.now = self.ledger.now
-        self._decide(call, op)
-        return True
+        self._decide(call, OPS[call.header.op])
 
     def _decide(self, call: Call, op: Op) -> None:
         ledger = self.ledger
@@ -161,8 +165,9 @@ class Node:
             ledger.opened_ns = ledger.now.steady_ns
         try:
             if op.changes:
-                self._check_writable()
+                self._check_writable(op)
                 if call.header.idem is not None:
+                    self._check_notes()
                     key = idempotency.key_of(call)
                     replayed = self._recall(call, key)
                     if replayed is not None:
@@ -177,11 +182,24 @@ class Node:
             assert ledger.next_seq == first_seq, "a refused request wrote events"
             self._refuse(call.door, call.peer, call.corr, refused)
 
-    def _check_writable(self) -> None:
-        why = self.about.writes_refused
-        if why:
-            code = "storage_full" if "room" in why or "full" in why else "read_only"
-            raise refusal(code, why, retry_after_ms=1_000)
+    def _check_writable(self, op: Op) -> None:
+        about = self.about
+        if about.writes_refused:
+            code = "storage_full" if about.full else "read_only"
+            raise refusal(code, about.writes_refused, retry_after_ms=1_000)
+        if op.creates and about.creates_refused:
+            raise refusal("storage_full", about.creates_refused, retry_after_ms=10_000)
+
+    def _check_notes(self) -> None:
+        ledger = self.ledger
+        most = ledger.config.log.idem_max
+        if ledger.notes_count + len(ledger.newer_notes) >= most:
+            raise refusal(
+                "quota_exceeded",
+                f"{most} idempotency keys are kept (idem_max); send no key, raise the limit or "
+                "shorten idem_keep",
+                retry_after_ms=60_000,
+            )
 
     def _recall(self, call: Call, key: bytes) -> bytes | None:
         if key in self._keys_under_way:
@@ -266,12 +284,14 @@ class Node:
         Time is the ledger's `now`.
         """
         ledger = self.ledger
-        now_ns = ledger.now.steady_ns + self.lead_ns
-        ids = ledger.hot.advance(tick_floor(now_ns, TICK_NS), limit)
+        # The wheel does not go back, though a lead that shrinks would have it.
+        tick = tick_floor(ledger.now.steady_ns + self.lead_ns, TICK_NS)
+        self._wheel_tick = tick = max(tick, self._wheel_tick)
+        ids = ledger.hot.advance(tick, limit)
         for at, id in enumerate(ids):
             if at % 64 == 63:
                 ledger.breathe()
-            fire_due(ledger, id, self.lead_ns)
+            fire_due(ledger, id, tick)
         return len(ids)
 
     def next_fire_ns(self) -> int | None:

@@ -8,7 +8,14 @@ from pathlib import Path
 import click
 
 from engine.errors import EngineError
-from engine.files import catch_up, close_store, open_store, rebuild_tables, reindex_due, verify_chain
+from engine.files import (
+    catch_up,
+    close_store,
+    open_store,
+    rebuild_tables,
+    reindex_due,
+    verify_chain,
+)
 
 
 def reindex(data_dir: Path, *, tables: bool) -> int:

@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import orjson
-from engine._log import LmdbLog
-from engine._tables import LmdbTables
 
 from edgenode.call import Answer, problem
 from edgenode.config import Config
@@ -30,6 +28,8 @@ from edgenode.node import Node
 from edgenode.publish import Publisher, ReleaseQueue
 from edgenode.recovery import anchor_note, recover
 from edgenode.verbs.about import About
+from engine._log import LmdbLog
+from engine._tables import LmdbTables
 from engine._wait import Waiter, set_timer_slack
 from engine.clock import OsClock
 from engine.errors import StoreFailed, StoreFull

@@ -1,1 +1,3 @@
 def crc32_of(data: bytes, seed: int = ...) -> int: ...
+
+__pyx_capi__: dict[str, object]

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from engine._lmdb cimport Dbi, Val
 from engine._record cimport Image
-from engine._slice cimport Fault, Slice
+from engine._slice cimport Fault, Slice, Wrong
 
 cdef struct TableDbs:
     Dbi meta
@@ -60,10 +60,6 @@ cdef struct Fold:                   # one transaction on its way
     bint lenient                    # a rebuild: the row of an older timer may be missing
 
 cdef int fold_slice(Fold* fold, Slice* piece, Fault* fault) noexcept nogil
-cdef int fold_forget(Fold* fold, Slice* piece, Fault* fault) noexcept nogil
-cdef int fold_sweep(
-    Fold* fold, int64_t before_ns, uint64_t looks, Standing* standing, Fault* fault
-) noexcept nogil
 cdef int fold_reindex(Fold* fold, Fault* fault) noexcept nogil
 cdef int put_standing(Fold* fold, Standing* standing) noexcept nogil
 cdef int check_standing(const Val* data) noexcept nogil
@@ -71,3 +67,6 @@ cdef void fold_free(Fold* fold) noexcept nogil
 cdef int check_row(const void* id, const Val* data) noexcept nogil
 cdef int check_cell(uint32_t seed, const Val* key, const Val* data) noexcept nogil
 cdef uint32_t hour_of(int64_t due_ns) noexcept nogil
+cdef int check_note(const Val* data) noexcept nogil
+cdef int of_timer(Fault* fault, Wrong what, const void* id) noexcept nogil
+cdef int unwritable(Fault* fault, int rc) noexcept nogil

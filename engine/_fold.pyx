@@ -24,7 +24,6 @@ from engine._lmdb cimport (
     RESERVE,
     SET,
     SET_KEY,
-    SET_RANGE,
     Dbi,
     Stat,
     Val,
@@ -52,7 +51,6 @@ from engine._record cimport (
     big_endian_32,
 )
 from engine._slice cimport (
-    DONE_DAMAGED,
     DUE_MISSING,
     NAME_MISSING,
     NO_MEMORY,
@@ -428,63 +426,6 @@ cdef int check_note(const Val* data) noexcept nogil:
     if data.size < sizeof(NoteHead):
         return -1
     return 0 if head.crc == crc32(NOTE_SEED, <char*>data.at + 4, data.size - 4) else -1
-
-
-cdef int fold_forget(Fold* fold, Slice* piece, Fault* fault) noexcept nogil:
-    """Delete the done rows of these events, unless a later event has put another one there."""
-    cdef Val key, data
-    cdef void* cursor
-    cdef uint64_t[2] id
-    cdef size_t i
-    cdef int rc = lm.cursor_open(fold.txn, fold.dbs.done, &cursor)
-    if rc:
-        return unwritable(fault, rc)
-    for i in range(piece.entries_count):
-        id[0] = big_endian(piece.entries[i].id_high)
-        id[1] = big_endian(piece.entries[i].id_low)
-        key.size, key.at = 16, id
-        rc = lm.cursor_get(cursor, &key, &data, SET)
-        if rc == 0:
-            if check_cell(DONE_SEED, &key, &data):
-                rc = of_timer(fault, DONE_DAMAGED, id)
-                break
-            if (<Cell*>data.at).value == piece.entries[i].seq:
-                rc = lm.cursor_del(cursor, 0)
-        if rc == NOTFOUND:
-            rc = 0
-        if unwritable(fault, rc):
-            break
-    lm.cursor_close(cursor)
-    return -1 if rc else 0
-
-
-cdef int fold_sweep(
-    Fold* fold, int64_t before_ns, uint64_t looks, Standing* standing, Fault* fault
-) noexcept nogil:
-    """Look at `looks` notes, on from where the last sweep ended, and delete the old ones."""
-    cdef Val key, data
-    cdef void* cursor
-    cdef int rc = lm.cursor_open(fold.txn, fold.dbs.notes, &cursor)
-    if rc:
-        return unwritable(fault, rc)
-    key.size, key.at = 16, standing.swept
-    rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
-    while rc == 0:
-        memcpy(standing.swept, key.at, 16)
-        if looks == 0:
-            break
-        looks -= 1
-        if key.size != 16 or check_note(&data) or memcmp(key.at, (<NoteHead*>data.at).key, 16):
-            rc = wrong(fault, NOTE_DAMAGED, 0, 0)
-            break
-        if (<NoteHead*>data.at).at_ns < before_ns:
-            rc = lm.cursor_del(cursor, 0)
-        rc = rc or lm.cursor_get(cursor, &key, &data, NEXT)
-    lm.cursor_close(cursor)
-    if rc == NOTFOUND:
-        memset(standing.swept, 0, 16)
-        return 0
-    return rc if rc == -1 else unwritable(fault, rc)
 
 
 cdef int fold_reindex(Fold* fold, Fault* fault) noexcept nogil:

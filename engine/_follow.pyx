@@ -22,13 +22,12 @@ from engine._fold cimport (
     Fold,
     Standing,
     check_standing,
-    fold_forget,
     fold_free,
     fold_reindex,
     fold_slice,
-    fold_sweep,
     put_standing,
 )
+from engine._forget cimport fold_forget, fold_sweep
 from engine._lmdb cimport (
     NOTFOUND,
     RDONLY,

@@ -31,8 +31,8 @@ cdef enum:
     BUCKETS_MIN = 1024
     RUN_BITS = 6
     SPLITS_AHEAD = 8
-    ENTRIES_MAX = 1 << 27
-    COMMIT_BYTES = 1 << 18
+    ENTRIES_MAX = 134_217_728
+    COMMIT_BYTES = 262_144
     SCRATCH_COUNT = 1024
     BLOCK = 32  # ids whose memory is asked for ahead, in bulk calls
 

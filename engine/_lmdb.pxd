@@ -91,6 +91,8 @@ cdef class Environment:
     cdef int write(self, Dbi dbi, bytes name, bytes value) except -1
     cdef void* begin_read(self) except NULL
     cdef void end_read(self) noexcept nogil
+    cdef void* begin_cursor(self, Dbi dbi) except NULL
+    cdef void end_cursor(self, void* cursor) noexcept nogil
     cdef void drop_pages(self) noexcept nogil
     cdef uint64_t used_bytes(self, void* txn, Dbi databases) noexcept nogil
     cdef void acquire(self) noexcept

@@ -39,6 +39,12 @@ cdef extern from "<sys/statvfs.h>" nogil:
         unsigned long f_bavail
     int fstatvfs(int fd, statvfs_t* found)
 
+cdef extern from "<sys/resource.h>" nogil:
+    cdef struct rlimit_t "rlimit":
+        unsigned long rlim_cur
+    int RLIMIT_FSIZE
+    int getrlimit(int resource, rlimit_t* found)
+
 cdef extern from "<sys/stat.h>" nogil:
     cdef struct stat_t "stat":
         long st_size
@@ -53,7 +59,7 @@ DATABASES_MAX = 8
 STAMP = struct.Struct("<IIQ")  # checksum, format version, epoch
 
 cdef enum:
-    FULL_BYTES = 1 << 20  # an EIO on a file system with less room than this: it is full
+    FULL_BYTES = 0x10_0000  # an EIO with less room than this means that it is full
     META_PAGES = 2
 
 _opened = set()  # of (device, inode): one environment, one opening
@@ -121,13 +127,18 @@ load()
 
 
 cdef bint is_full(int fd, int rc) noexcept nogil:
-    """Whether `rc` means that there is no room; a short write shows as EIO."""
+    """Whether `rc` means that there is no room; a short write, which is the first sign, is EIO."""
     cdef statvfs_t room
+    cdef rlimit_t limit
+    cdef stat_t file
     if rc in (MAP_FULL, ENOSPC, EDQUOT, EFBIG):
         return True
-    if rc != EIO or fd < 0 or fstatvfs(fd, &room) != 0:
+    if rc != EIO or fd < 0 or fstatvfs(fd, &room) or fstat(fd, &file):
         return False
-    return room.f_bavail * room.f_bsize < <unsigned long>FULL_BYTES
+    if room.f_bavail * room.f_bsize < <unsigned long>FULL_BYTES:
+        return True
+    getrlimit(RLIMIT_FSIZE, &limit)
+    return limit.rlim_cur - file.st_size < <unsigned long>FULL_BYTES
 
 
 cdef object error_of(int fd, int rc, str what):
@@ -252,6 +263,19 @@ cdef class Environment:
 
     cdef void end_read(self) noexcept nogil:
         lm.txn_reset(self.reader)
+
+    cdef void* begin_cursor(self, Dbi dbi) except NULL:
+        """A read of one database, until `end_cursor`."""
+        cdef void* cursor
+        cdef int rc = lm.cursor_open(self.begin_read(), dbi, &cursor)
+        if rc:
+            self.end_read()
+            raise error_of(self.fd, rc, f"cannot read {self.path}")
+        return cursor
+
+    cdef void end_cursor(self, void* cursor) noexcept nogil:
+        lm.cursor_close(cursor)
+        self.end_read()
 
     cdef void drop_pages(self) noexcept nogil:
         """Take the file's pages out of this process; they stay in the page cache.

@@ -327,27 +327,25 @@ cdef class LmdbLog:
         cdef uint64_t seq = from_seq, seq_key = big_endian(seq)
         cdef uint64_t last = min(<uint64_t>self.state().last_seq, seq + <uint64_t>limit - 1)
         cdef int64_t room = bytes_max
-        cdef void* cursor
-        cdef void* txn = self.env.begin_read()
-        cdef int rc = lm.cursor_open(txn, self.dbs.events, &cursor)
+        cdef int rc
+        cdef void* cursor = self.env.begin_cursor(self.dbs.events)
         try:
             key.size, key.at = 8, &seq_key
-            rc = rc or lm.cursor_get(cursor, &key, &data, SET_KEY)
-            if rc == NOTFOUND and not lies_inside(txn, self.dbs.events, seq):
+            rc = lm.cursor_get(cursor, &key, &data, SET_KEY)
+            if rc == NOTFOUND and not lies_inside(self.env.reader, self.dbs.events, seq):
                 return found
             while rc == 0 and seq <= last and room >= 0:
                 if key_of(&key) != seq:
                     break
                 found.append(PyBytes_FromStringAndSize(<char*>data.at, data.size))
-                room -= data.size
+                room -= <int64_t>data.size
                 seq += 1
                 rc = lm.cursor_get(cursor, &key, &data, NEXT)
             if seq <= last and room >= 0:
                 raise StoreCorrupt(f"event {seq} is missing from the log")
             return found
         finally:
-            lm.cursor_close(cursor)
-            self.env.end_read()
+            self.env.end_cursor(cursor)
 
     def receipts(self, from_seq: int, to_seq: int) -> dict[int, int]:
         """See `store.LogReader`."""
@@ -357,12 +355,11 @@ cdef class LmdbLog:
         state = self.state()
         cdef uint64_t seq = max(from_seq, <object>state.first_seq), seq_key = big_endian(seq)
         cdef uint64_t last = min(to_seq, <object>state.last_seq)
-        cdef void* cursor
-        cdef void* txn = self.env.begin_read()
-        cdef int rc = lm.cursor_open(txn, self.dbs.receipts, &cursor)
+        cdef int rc
+        cdef void* cursor = self.env.begin_cursor(self.dbs.receipts)
         try:
             key.size, key.at = 8, &seq_key
-            rc = rc or lm.cursor_get(cursor, &key, &data, SET_RANGE)
+            rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
             while rc == 0:
                 seq = key_of(&key)
                 if seq > last:
@@ -378,8 +375,7 @@ cdef class LmdbLog:
                 check(rc, "cannot read the receipts")
             return found
         finally:
-            lm.cursor_close(cursor)
-            self.env.end_read()
+            self.env.end_cursor(cursor)
 
     def seq_at(self, at_ns: int) -> int:
         """See `store.LogReader`. Instants that ran back leave it at one of the crossings."""
@@ -429,12 +425,11 @@ cdef class LmdbLog:
         cdef list found = []
         cdef uint64_t number = from_commit, number_key = big_endian(number)
         cdef uint64_t newest = self.state().commit
-        cdef void* cursor
-        cdef void* txn = self.env.begin_read()
-        cdef int rc = lm.cursor_open(txn, self.dbs.commits, &cursor)
+        cdef int rc
+        cdef void* cursor = self.env.begin_cursor(self.dbs.commits)
         try:
             key.size, key.at = 8, &number_key
-            rc = rc or lm.cursor_get(cursor, &key, &data, SET_RANGE)
+            rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
             while rc == 0 and <uint64_t>len(found) < limit and key_of(&key) <= newest:
                 if found and key_of(&key) != number + 1:
                     raise StoreCorrupt(f"the seal of commit {number + 1} is missing from the log")
@@ -447,8 +442,7 @@ cdef class LmdbLog:
                 check(rc, "cannot read the commits")
             return found
         finally:
-            lm.cursor_close(cursor)
-            self.env.end_read()
+            self.env.end_cursor(cursor)
 
 
 cdef object unpack_seal(uint64_t number, bytes data):

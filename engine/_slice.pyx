@@ -37,8 +37,8 @@ from engine._threads cimport (
 )
 
 cdef enum:
-    ARENA_STEP = 1 << 24        # bytes by which it grows
-    ARENA_FULL = 1 << 26        # no further commit is begun once this much was copied
+    ARENA_STEP = 0x100_0000     # bytes by which it grows: 16 MiB
+    ARENA_FULL = 0x400_0000     # no further commit is begun once this much was copied
     FINISHED_MAX = 65_536       # events that one call looks at
 
 
@@ -108,7 +108,7 @@ cdef int add_event(Slice* piece, uint64_t seq, const Val* data, Fault* fault) no
     cdef Entry* entry = &piece.entries[piece.entries_count]
     memcpy(&entry.id_high, &image.id, 16)
     entry.id_high, entry.id_low = big_endian(entry.id_high), big_endian(entry.id_low)
-    entry.seq, entry.at = seq, copy - piece.arena
+    entry.seq, entry.at = seq, <size_t>copy - <size_t>piece.arena
     piece.entries_count += 1
     return 0
 
@@ -124,10 +124,10 @@ cdef int add_notes(Slice* piece, uint64_t number, const Val* data, Fault* fault)
     cdef char* copy
     cdef unsigned int size, i
     for i in range(seal.notes_count):
-        if end - at < 4:
+        if <size_t>end - <size_t>at < 4:
             return wrong(fault, NOTE_DAMAGED, 0, number)
         memcpy(&size, at, 4)
-        if size < sizeof(NoteHead) or <size_t>(end - at) < 4 + <size_t>size:
+        if size < sizeof(NoteHead) or <size_t>end - <size_t>at < 4 + <size_t>size:
             return wrong(fault, NOTE_DAMAGED, 0, number)
         room = grow(piece.notes, &piece.notes_room, piece.notes_count, sizeof(NoteEntry))
         if room is NULL:
@@ -139,7 +139,7 @@ cdef int add_notes(Slice* piece, uint64_t number, const Val* data, Fault* fault)
         note = &piece.notes[piece.notes_count]
         memcpy(&note.key_high, (<NoteHead*>(at + 4)).key, 16)
         note.key_high, note.key_low = big_endian(note.key_high), big_endian(note.key_low)
-        note.order, note.at = piece.notes_count, copy - piece.arena
+        note.order, note.at = piece.notes_count, <size_t>copy - <size_t>piece.arena
         piece.notes_count += 1
         at += 4 + <size_t>size
     return 0

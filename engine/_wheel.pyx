@@ -13,7 +13,7 @@ The ideas here:
 
 1. A slot is a chain of small chunks filled in order. An entry is one word: index, low bits of the
    due tick, and a tag. A cascade and a drain stream through memory.
-2. Disarm is lazy: it makes the timer's generation even and frees the index; the entry stays, dead,
+2. Disarm is lazy: it makes the generation of the index even and frees it; the entry stays, dead,
    until its slot is visited. The tag (low bits of the generation) tells it from a later timer with
    the same index. An index whose tag would repeat is kept in quarantine until a sweep has been
    through every slot, so the answer is exact, not likely. Arms pay for the sweep: above one dead
@@ -78,15 +78,14 @@ cdef class Wheel:
     capacity: 1 to 67,108,864; address space is reserved for it, memory only as it is used.
     A handle is generation << 32 | index. Indices are dense, below capacity, and used again; a
     handle is refused once its timer has fired or been disarmed, until its index has been used
-    another 2^31 times. Varghese & Lauck 1987, scheme 7, with lazy deletion.
+    another 2^31 times.
     """
 
     def __cinit__(self, capacity: int = CAPACITY_MAX, now_tick: int = 0) -> None:
         if not 1 <= capacity <= CAPACITY_MAX:
             raise ValueError(f"capacity is {capacity}; the limits are 1 and {CAPACITY_MAX}")
         cdef size_t count = capacity
-        # The sweep keeps dead entries below the live ones; the rest is for chunks that are not
-        # full, one or two a slot.
+        # The sweep keeps the dead below the live; the rest is for chunks that are not full.
         cdef size_t chunks = 3 * count // (CHUNK_WORDS - 1) + LEVELS * 2 * RING_SLOTS + 16
         open_pool(&self.pool, capacity)
         reserve(&self.arena.region, chunks * CHUNK_WORDS * sizeof(uint64_t), True)
@@ -111,9 +110,7 @@ cdef class Wheel:
             raise MemoryError(f"cannot map {self.slot_bytes} bytes for the slots of the wheel")
         for number in range(LEVELS):
             self.levels[number].slots = <Slot*>base + before
-            self.levels[number].mask = RING_SLOTS - 1
-            if number == LEVELS - 1:
-                self.levels[number].mask = (2 << TOP_BITS) - 1
+            self.levels[number].mask = (RING_SLOTS if number < LEVELS - 1 else 2 << TOP_BITS) - 1
             self.levels[number].shift = number * SLOT_BITS
             before += self.levels[number].mask + 1
         return 0

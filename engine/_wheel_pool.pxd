@@ -29,7 +29,7 @@ cdef enum:
     TAG_BITS = 16
     LIVE_MASK = 0x1FFFF  # of a generation: the tag, and the bit that says armed
     CAPACITY_MAX = 67108864  # 1 << INDEX_BITS
-    AHEAD = 32  # how far ahead of a walk over indices their generations are fetched
+    AHEAD = 64  # how far ahead of a walk over indices their generations are fetched
     NIL = 0xFFFFFFFF
     PAGE = 4096
     STEP_MIN = 16384  # bytes committed at a time: a sixteenth of what is there, between these two

@@ -240,7 +240,10 @@ class MemoryLog:
             self._first_seq += 1
         for _ in range(budget):
             oldest = self._seals.get(self._seals_first)
-            if oldest is None or oldest.commit.first_seq + max(oldest.commit.events_count, 1) > below:
+            if (
+                oldest is None
+                or oldest.commit.first_seq + max(oldest.commit.events_count, 1) > below
+            ):
                 break
             del self._seals[self._seals_first]
             self._bytes -= len(oldest.receipts)

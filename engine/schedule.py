@@ -1,8 +1,8 @@
 """When a timer is due next: pure, in integer nanoseconds on the timer's own scale.
 
 A one-shot without limits needs no rule (b"" in its blob). A recurring timer's rule holds its
-anchor, rebased so that occurrence n of a fixed-rate timer is due at anchor + n * interval: no sum
-is ever carried from one occurrence to the next, so the millionth is as exact as the first.
+anchor: occurrence n of a fixed-rate timer is due at anchor + (n - first) * interval. No sum is
+carried from one occurrence to the next, so the millionth is as exact as the first.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-_RULE = struct.Struct("<BBxxIqqq")
+_RULE = struct.Struct("<BBxxIIqqq")
 
 FIXED_RATE = 0
 FIXED_DELAY = 1
 
 
 class Rule(NamedTuple):
-    """recurring: whether `interval_ns` and `anchor_ns` mean anything. mode: FIXED_RATE or
-    FIXED_DELAY. max_occurrences, expires_ns: 0 for no limit; `expires_ns` is UTC."""
+    """recurring: whether `first`, `interval_ns` and `anchor_ns` mean anything. mode: FIXED_RATE or
+    FIXED_DELAY. max_occurrences, expires_ns: 0 for no limit; `expires_ns` is UTC. first: the number
+    of the occurrence that is due at `anchor_ns`."""
 
     recurring: bool
     mode: int
     max_occurrences: int
+    first: int
     interval_ns: int
     anchor_ns: int
     expires_ns: int
 
 
-ONE_SHOT = Rule(False, FIXED_RATE, 0, 0, 0, 0)
+ONE_SHOT = Rule(False, FIXED_RATE, 0, 0, 0, 0, 0)
 
 
 class Occurrence(NamedTuple):
@@ -73,8 +75,7 @@ def every(
         due_ns = anchor_ns
     else:
         due_ns = anchor_ns + ((now_ns - anchor_ns) // interval_ns + 1) * interval_ns
-    anchor_ns = due_ns - number * interval_ns
-    rule = Rule(True, mode, max_occurrences, interval_ns, anchor_ns, expires_ns)
+    rule = Rule(True, mode, max_occurrences, number, interval_ns, due_ns, expires_ns)
     return rule, Occurrence(number, due_ns)
 
 
@@ -90,9 +91,9 @@ def following(rule: Rule, fired: Occurrence, *, now_ns: int, shift_ns: int) -> O
         number = fired.number + 1
         due_ns = max(fired.due_ns, now_ns) + rule.interval_ns
     else:
-        behind = (now_ns - rule.anchor_ns) // rule.interval_ns + 1
+        behind = rule.first + (now_ns - rule.anchor_ns) // rule.interval_ns + 1
         number = max(fired.number + 1, behind)
-        due_ns = rule.anchor_ns + number * rule.interval_ns
+        due_ns = rule.anchor_ns + (number - rule.first) * rule.interval_ns
     return allowed(rule, Occurrence(number, due_ns), shift_ns=shift_ns)
 
 
@@ -114,4 +115,4 @@ def regrid(rule: Rule, coming: Occurrence) -> Rule:
     """The rule with its grid moved so that `coming` lies on it."""
     if not rule.recurring:
         return rule
-    return rule._replace(anchor_ns=coming.due_ns - coming.number * rule.interval_ns)
+    return rule._replace(anchor_ns=coming.due_ns, first=coming.number)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from minoots import verbs
 from minoots.connect import EVENTS, Doors, Locator, doors_of
-from minoots.requests import Call, Patience, Request, idem_key, new_rng, read_reply
+from minoots.requests import Call, Patience, Request, Sending, idem_key, new_rng, read_reply
 from minoots.transport import (
     AsyncFeed,
     AsyncZmqTransport,
@@ -40,6 +40,7 @@ class _Calls:
         self._rng = new_rng(os.urandom(16))
         self.under_way: dict[bytes, Call[Any]] = {}
         self.heard_s = 0.0
+        self.reset_s = 0.0
 
     def start(self, request: Request[T], idem: str | None) -> Call[T]:
         if request.mutates and idem is None:
@@ -56,6 +57,17 @@ class _Calls:
         if reply is not None and call is not None:
             call.take(reply, self.heard_s)
         return call
+
+    def connection_lost(self, sending: Sending) -> bool:
+        """Whether to connect anew: nothing at all was heard since an attempt that brought nothing.
+
+        True once for all calls that went out over the same connection: the first one's new
+        connection must not be dropped by the second.
+        """
+        lost = sending.unanswered and max(self.heard_s, self.reset_s) < sending.since_s
+        if lost:
+            self.reset_s = monotonic_s()
+        return lost
 
     def drop(self, call: Call[Any]) -> None:
         self.under_way.pop(call.corr, None)
@@ -159,7 +171,7 @@ class Exchange:
             return
         try:
             endpoint = self._endpoint(call.request.door)
-            if sending.unanswered and self._calls.heard_s < sending.since_s:
+            if self._calls.connection_lost(sending):
                 self._transport.reset(endpoint)
                 self._doors = None
                 endpoint = self._endpoint(call.request.door)
@@ -260,7 +272,7 @@ class AsyncExchange:
             return
         try:
             endpoint = await self._endpoint(call.request.door)
-            if sending.unanswered and self._calls.heard_s < sending.since_s:
+            if self._calls.connection_lost(sending):
                 transport.reset(endpoint)
                 self._doors = None
                 endpoint = await self._endpoint(call.request.door)

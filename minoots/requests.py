@@ -149,7 +149,8 @@ class Call(Generic[T]):
         self._refused: Refused | None = None
         self._failure: MinootsError | None = None
         self._outcome: list[T] = []
-        self._stated_deadline = True
+        # A sample of the node's clock must come through whatever that clock says.
+        self._stated_deadline = not request.once
 
     @property
     def attempts(self) -> int:

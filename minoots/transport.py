@@ -122,12 +122,16 @@ def _send(sock: zmq.Socket[bytes], endpoint: str, frames: list[bytes]) -> None:
 
 
 class ZmqFeed:
-    """A SUB socket."""
+    """A SUB socket; `feeds` is where it stands while it is open."""
 
-    def __init__(self, endpoint: str, topics: Iterable[bytes]) -> None:
+    def __init__(self, endpoint: str, topics: Iterable[bytes], feeds: set[ZmqFeed]) -> None:
         self._sock = _subscribe(endpoint, topics)
+        self._feeds = feeds
+        feeds.add(self)
 
     def receive(self, timeout_s: float) -> list[bytes] | None:
+        if self._sock.closed:
+            raise Unreachable("this watch is closed")
         try:
             return self._sock.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
@@ -137,6 +141,7 @@ class ZmqFeed:
         return None
 
     def close(self) -> None:
+        self._feeds.discard(self)
         self._sock.close()
 
 
@@ -144,6 +149,7 @@ class ZmqTransport:
     """A DEALER for each door that is used; for one thread at a time."""
 
     def __init__(self) -> None:
+        self._feeds: set[ZmqFeed] = set()
         self._doors: dict[str, zmq.Socket[bytes]] = {}
         self._poller = zmq.Poller()
 
@@ -173,7 +179,7 @@ class ZmqTransport:
             sock.close()
 
     def feed(self, endpoint: str, topics: Iterable[bytes]) -> ZmqFeed:
-        return ZmqFeed(endpoint, topics)
+        return ZmqFeed(endpoint, topics, self._feeds)
 
     def now_ns(self) -> int:
         return wall_ns()
@@ -181,6 +187,8 @@ class ZmqTransport:
     def close(self) -> None:
         for endpoint in list(self._doors):
             self.reset(endpoint)
+        for feed in list(self._feeds):
+            feed.close()
 
 
 class AsyncZmqTransport:
@@ -193,6 +201,7 @@ class AsyncZmqTransport:
     def __init__(self, deliver: Callable[[list[bytes]], None]) -> None:
         self._deliver = deliver
         self._doors: dict[str, zmq.Socket[bytes]] = {}
+        self._feeds: set[AsyncZmqFeed] = set()
         self._loop = asyncio.get_running_loop()
 
     def send(self, endpoint: str, frames: list[bytes]) -> None:
@@ -220,7 +229,7 @@ class AsyncZmqTransport:
 
     def feed(self, endpoint: str, topics: Iterable[bytes]) -> AsyncZmqFeed:
         """Subscribe to topics by prefix."""
-        return AsyncZmqFeed(endpoint, topics)
+        return AsyncZmqFeed(endpoint, topics, self._feeds)
 
     def now_ns(self) -> int:
         """The wall clock, ns since the epoch."""
@@ -230,13 +239,17 @@ class AsyncZmqTransport:
         """Close every socket; a second time does nothing."""
         for endpoint in list(self._doors):
             self.reset(endpoint)
+        for feed in list(self._feeds):
+            feed.close()
 
 
 class AsyncZmqFeed:
-    """A SUB socket read by the running event loop."""
+    """A SUB socket read by the running event loop; `feeds` is where it stands while open."""
 
-    def __init__(self, endpoint: str, topics: Iterable[bytes]) -> None:
+    def __init__(self, endpoint: str, topics: Iterable[bytes], feeds: set[AsyncZmqFeed]) -> None:
         self._sock = _subscribe(endpoint, topics)
+        self._feeds = feeds
+        feeds.add(self)
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._loop.add_reader(self._sock.FD, self._look)
@@ -249,6 +262,8 @@ class AsyncZmqFeed:
     async def receive(self, timeout_s: float) -> list[bytes] | None:
         deadline_s = monotonic_s() + timeout_s
         while True:
+            if self._sock.closed:
+                raise Unreachable("this watch is closed")
             self._arrived.clear()
             try:
                 return self._sock.recv_multipart(zmq.NOBLOCK)
@@ -262,6 +277,7 @@ class AsyncZmqFeed:
                 return None
 
     def close(self) -> None:
+        self._feeds.discard(self)
         if not self._sock.closed:
             self._loop.remove_reader(self._sock.FD)
             self._sock.close()

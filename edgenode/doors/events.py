@@ -168,10 +168,9 @@ class EventsDoor:
         self._queue.append((f"t/{tenant}/~/hb".encode(), _NO_STAMP, orjson.dumps(beat)))
 
     def flush(self) -> None:
-        """Send what is queued, and look for subscriptions."""
+        """Send what is queued."""
         if self._queue:
             self._send()
-        self.take_subscriptions()
 
     def _send(self) -> None:
         queue, self._queue = self._queue, []

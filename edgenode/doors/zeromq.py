@@ -13,6 +13,7 @@ import errno
 import ipaddress
 import os
 import re
+import resource
 import socket
 import stat
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ PAGES_MAX = 1_024  # the same for the stream door, whose replies are large
 EVENTS_MAX = 65_536  # SNDHWM of a subscriber: bursts fit; 40 MB for one that has stalled
 FRAMES_KEPT = FRAMES_MAX + 2  # one too many is kept, so that the node sees it
 
+FILES_OTHER = 256  # open files besides the connections
 IPC_PATH_BYTES_MAX = 107
 FILE_MASK = 0o177  # leaves 0600
 
@@ -174,6 +176,7 @@ def open_doors(config: Endpoints, limits: Limits, principals: Principals | None 
     wanted = {CONTROL: config.control, STREAM: config.stream, EVENTS: config.events}
     for name, endpoint in wanted.items():
         check_endpoint(name, endpoint)
+    _raise_files_max(limits.connections_max)
     context = zmq.Context[zmq.Socket[bytes]](io_threads=IO_THREADS)
     context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
     sockets: list[zmq.Socket[bytes]] = []
@@ -191,6 +194,23 @@ def open_doors(config: Endpoints, limits: Limits, principals: Principals | None 
     except BaseException:
         _close(context, sockets, files)
         raise
+
+
+def _raise_files_max(connections_max: int) -> None:
+    """Allow as many open files as the system lets us.
+
+    libzmq has no limit on connections, and when a descriptor is missing for one it spins (tcp) or
+    aborts the process (ipc, 4.3.5).
+    """
+    needed = connections_max + FILES_OTHER
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != hard < needed:
+        raise DoorError(
+            f"{connections_max} connections need {needed} open files; the limit is {hard} (ulimit "
+            "-Hn, LimitNOFILE=); raise it or lower limits.connections_max"
+        )
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _configure(opened: zmq.Socket[bytes], name: str, endpoint: str) -> None:

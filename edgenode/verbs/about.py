@@ -29,6 +29,8 @@ class About(msgspec.Struct):
     doors: dict[str, str]
     metrics: Metrics
     writes_refused: str = ""  # why no writes are taken, "" while they are
+    full: bool = False  # ... because there is no room
+    creates_refused: str = ""  # why no creates are taken, "" while they are
 
 
 def hello(ledger: Ledger, call: Call, about: About) -> bytes:
@@ -64,13 +66,16 @@ def hello(ledger: Ledger, call: Call, about: About) -> bytes:
 
 
 def health(ledger: Ledger, call: Call, about: About) -> bytes:
-    """`health`: whether timers are taken and fired. status: ok, or read_only with the reason."""
+    """`health`: whether timers are taken and fired. status: ok, no_creates or read_only, with the
+    reason."""
     call.read(_empty)
-    status = "read_only" if about.writes_refused else "ok"
+    status = "ok"
+    if about.writes_refused or about.creates_refused:
+        status = "read_only" if about.writes_refused else "no_creates"
     return orjson.dumps(
         {
             "status": status,
-            "reason": about.writes_refused,
+            "reason": about.writes_refused or about.creates_refused,
             "node_id": ledger.identity.node_id,
             "uptime_s": about.metrics.uptime_s(ledger.now.steady_ns),
         }
@@ -111,7 +116,7 @@ def stats(ledger: Ledger, call: Call, about: About) -> bytes:
             "commit_us": metrics.commit_us.summary(),
             "requests": metrics.requests,
             "problems": metrics.problems,
-            "live": metrics.live,
+            "dropped": metrics.dropped,
             "horizon": format_instant(max(ledger.horizon_ns + ledger.now.shift_ns, 0)),
         }
     )

@@ -6,7 +6,7 @@ import msgspec
 import orjson
 
 from edgenode.call import Call, problem_json
-from edgenode.definitions import Plan, faults_of, plan
+from edgenode.definitions import DECODE_ERRORS, Plan, faults_of, plan
 from edgenode.encode import view
 from edgenode.ledger import Ledger
 from engine.record import Event, Image, Scale, unpack_blob
@@ -92,7 +92,7 @@ def schedule_many(ledger: Ledger, call: Call) -> bytes:
 def _read_many(call: Call) -> tuple[list[Definition] | list[Definition | Refused], bool]:
     try:
         request = _many.decode(call.body)
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         return _read_each(call)
     _check_size(len(request.timers))
     return request.timers, request.atomic
@@ -106,7 +106,7 @@ def _read_each(call: Call) -> tuple[list[Definition | Refused], bool]:
     for raw in request.timers:
         try:
             found.append(_definition.decode(raw))
-        except msgspec.DecodeError as error:
+        except DECODE_ERRORS as error:
             found.append(faults_of(error))
     return found, request.atomic
 

@@ -10,7 +10,7 @@ import orjson
 
 from edgenode.call import Call
 from edgenode.definitions import label_needle, time_of
-from edgenode.encode import KIND_NAMES, event
+from edgenode.encode import KIND_NAMES, event, time_of_event
 from edgenode.ledger import Ledger
 from edgenode.verbs.change import SCAN_BUDGET, shown, unpack_id
 from edgenode.verbs.find import find, read_filter, read_id
@@ -21,7 +21,7 @@ from engine.timer import TERMINAL, State
 from minoots.wire import bodies
 from minoots.wire.frames import short_type
 from minoots.wire.problems import refusal
-from minoots.wire.times import format_instant, parse_instant
+from minoots.wire.times import INSTANT_NS_MAX, format_instant, parse_instant
 
 _target = msgspec.json.Decoder(bodies.Target)
 _list = msgspec.json.Decoder(bodies.ListTimers)
@@ -89,7 +89,7 @@ def _page(ledger: Ledger, call: Call) -> Generator[int, None, tuple[list[bytes],
     wanted = read_filter(asked.filter, ledger)
     if not after:
         yield ledger.next_seq - 1  # the first page waits until the tables hold what came before
-        as_of = ledger.tables.applied().seq
+        as_of = min(ledger.tables.applied().seq, ledger.left_seq)
     items: list[bytes] = []
     size = 0
     while len(items) < limit and size < PAGE_BYTES_MAX:
@@ -113,8 +113,14 @@ def next_dues(ledger: Ledger, call: Call) -> Steps:
     """`timer.next`: the coming dues of a timer, or of a schedule that is only tried."""
     asked = call.read(_next)
     if not 1 <= asked.count <= bodies.PAGE_MAX:
-        raise refusal("validation", f"count is {asked.count}; it must be 1 to {bodies.PAGE_MAX}")
+        raise refusal(
+            "validation",
+            f"count is {asked.count}; it must be 1 to {bodies.PAGE_MAX}",
+            pointer="/count",
+        )
     if asked.schedule is not None:
+        if asked.id is not None or asked.name is not None:
+            raise refusal("validation", "give a timer or a schedule, not both", pointer="/schedule")
         timing = time_of(
             asked.schedule,
             call.now,
@@ -133,7 +139,7 @@ def next_dues(ledger: Ledger, call: Call) -> Steps:
     shift_ns = call.now.shift_ns if scale == Scale.STEADY else 0
     dues: list[str] = []
     at: Occurrence | None = coming
-    while at is not None and len(dues) < asked.count:
+    while at is not None and len(dues) < asked.count and at.due_ns + shift_ns <= INSTANT_NS_MAX:
         dues.append(format_instant(at.due_ns + shift_ns))
         at = rules.following(rule, at, now_ns=at.due_ns, shift_ns=shift_ns)
     return orjson.dumps({"occurrence": coming.number, "dues": dues})
@@ -148,7 +154,7 @@ def history(ledger: Ledger, call: Call) -> Steps:
         timer = yield from find(ledger, asked.id, None)
         seq = timer.image.seq
     else:
-        seq = _history_seq(asked.cursor)
+        seq = _history_seq(asked.cursor, ledger)
     found: list[Event] = []
     while seq and len(found) < limit:
         record = ledger.event(seq)
@@ -165,8 +171,8 @@ def history(ledger: Ledger, call: Call) -> Steps:
     return b'{"events":[%b],"next_cursor":%b}' % (b",".join(events), cursor)
 
 
-def _history_seq(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
+def _history_seq(text: str, ledger: Ledger) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) < ledger.next_seq):
         raise _bad_cursor(text)
     return int(text)
 
@@ -259,10 +265,8 @@ def _replay_start(ledger: Ledger, asked: bodies.ReplayFrom) -> int:
             at_ns = parse_instant(asked.time)
         except ValueError as error:
             raise refusal("validation", f"time: {error}", pointer="/from/time") from None
-        return ledger.log.seq_at(at_ns)
+        return _first_since(ledger, at_ns)
     first_seq = ledger.log.state().first_seq
-    if asked.seq is None:
-        return max(first_seq, 1)
     if asked.epoch is not None and asked.epoch != ledger.identity.epoch:
         raise refusal(
             "epoch_changed",
@@ -270,11 +274,31 @@ def _replay_start(ledger: Ledger, asked: bodies.ReplayFrom) -> int:
             "take a snapshot and go on from there",
             pointer="/from/epoch",
         )
-    if asked.seq < 0:
-        raise refusal("validation", f"seq is {asked.seq}; it starts at 0", pointer="/from/seq")
+    if asked.seq is None:
+        return max(first_seq, 1)
+    if not 0 <= asked.seq < ledger.next_seq:
+        raise refusal(
+            "validation",
+            f"seq is {asked.seq}; the log ends at {ledger.next_seq - 1}",
+            pointer="/from/seq",
+        )
     if asked.seq + 1 < first_seq:
         raise _out_of_retention(ledger, asked.seq + 1)
     return asked.seq + 1
+
+
+def _first_since(ledger: Ledger, at_ns: int) -> int:
+    """The first event whose `time` is not before an instant.
+
+    An expiration is decided up to a lead before its own, so the search by decision begins earlier.
+    """
+    seq = ledger.log.seq_at(at_ns - ledger.config.engine.lead_max)
+    while page := ledger.log.events(seq, STEP_EVENTS, PAGE_BYTES_MAX):
+        for data in page:
+            if time_of_event(data) >= at_ns:
+                return seq
+            seq += 1
+    return seq
 
 
 def _out_of_retention(ledger: Ledger, seq: int) -> Exception:

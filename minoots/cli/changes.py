@@ -152,14 +152,18 @@ def _cancel_found(client: Client, wanted: TimerFilter, *, yes: bool, idem: str |
         if not count:
             click.echo("no timer matches", err=True)
         elif not sys.stdin.isatty():
-            raise click.UsageError(f"{count} timers match; add --yes to cancel them")
-        if not count or not click.confirm(f"{count} timers match. Cancel them?", err=True):
+            raise click.UsageError(f"{_counted(count)}; add --yes to cancel")
+        if not count or not click.confirm(f"{_counted(count)}. Cancel?", err=True):
             return
     count = client.cancel_many(wanted, idem=idem)
     if kept.json:
         show.document({"count": count})
     else:
         click.echo(f"cancelled {count} timer{'' if count == 1 else 's'}")
+
+
+def _counted(count: int) -> str:
+    return "1 timer matches" if count == 1 else f"{count} timers match"
 
 
 def _each(

@@ -43,7 +43,7 @@ def instant_of(text: str, *, tz: str | None, now_ns: int) -> str:
             return _next_clock(text, zone, now_ns)
         if dated:
             date, hours = dated.groups(default="00:00")
-            return _utc(datetime.fromisoformat(f"{date}T{hours.zfill(5)}"), zone)
+            return _utc(datetime.fromisoformat(f"{date}T{_padded(hours)}"), zone)
     except ValueError as error:
         raise ValueError(f"time is {text!r}; {error}") from None
     raise ValueError(f"time is {text!r}; {_FORMS}")
@@ -51,11 +51,15 @@ def instant_of(text: str, *, tz: str | None, now_ns: int) -> str:
 
 def _next_clock(text: str, zone: tzinfo | None, now_ns: int) -> str:
     now = datetime.fromtimestamp(now_ns / SECOND, UTC).astimezone(zone)
-    today = datetime.fromisoformat(f"{now:%Y-%m-%d}T{text.zfill(8 if text.count(':') > 1 else 5)}")
+    today = datetime.fromisoformat(f"{now:%Y-%m-%d}T{_padded(text)}")
     found = _utc(today, zone)
     if parse_instant(found) <= now_ns:
         found = _utc(today + timedelta(days=1), zone)
     return found
+
+
+def _padded(hours: str) -> str:
+    return f"0{hours}" if hours[1] == ":" else hours
 
 
 def _utc(local: datetime, zone: tzinfo | None) -> str:
@@ -111,6 +115,13 @@ def local(at_ns: int) -> str:
     """Weekday, date and time where this runs: `Sun 2026-11-22 10:00:00 CET`."""
     here = datetime.fromtimestamp(at_ns // SECOND, UTC).astimezone()
     return f"{here:%a %Y-%m-%d %H:%M:%S %Z}"
+
+
+def near(at_ns: int, now_ns: int) -> str:
+    """The local time of day if it is today's, else date and time."""
+    here = datetime.fromtimestamp(at_ns // SECOND, UTC).astimezone()
+    today = datetime.fromtimestamp(now_ns // SECOND, UTC).astimezone()
+    return f"{here:%H:%M:%S}" if here.date() == today.date() else f"{here:%Y-%m-%d %H:%M}"
 
 
 def clock(at_ns: int) -> str:

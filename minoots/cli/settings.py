@@ -48,9 +48,16 @@ class Settings:
         terminal = sys.stdout.isatty()
         plain = not self.colour or bool(os.environ.get("NO_COLOR"))
         wide = None if terminal or os.environ.get("COLUMNS") else PIPED_COLUMNS
-        return Console(
+        made = Console(
             file=sys.stdout, no_color=plain, highlight=False, width=wide, soft_wrap=False
         )
+        # rich would exit 1; the program ends quietly when its reader goes away.
+        made.on_broken_pipe = _reader_gone  # type: ignore[method-assign]
+        return made
+
+
+def _reader_gone() -> None:
+    raise BrokenPipeError
 
 
 def settings() -> Settings:

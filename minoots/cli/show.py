@@ -59,29 +59,32 @@ def json_items(views: Iterable[TimerView], more: dict[str, Any]) -> None:
     sys.stdout.write("}\n")
 
 
-def table(*columns: str) -> Table:
-    """An empty table in the house's looks; a column's name may end in `>` to stand right."""
+def table(*columns: str, cut: dict[str, int] | None = None) -> Table:
+    """An empty table in the house's looks; a column's name may end in `>` to stand right.
+
+    cut: columns that are cut at a width, so that the others, an id above all, never are.
+    """
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        # An id that is cut is of no use, a name that is cut still is.
-        elastic = column.rstrip(">") in ("NAME", "LABELS", "SCHEDULE")
         made.add_column(
             column.rstrip(">"),
             justify="right" if column.endswith(">") else "left",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=4 if elastic else None,
+            max_width=(cut or {}).get(column),
         )
     return made
 
 
-def due_text(due: str | None, *, now_ns: int, utc: bool) -> str:
-    """When something is due, for people."""
-    if due is None:
+def due_text(view: TimerView, *, now_ns: int, utc: bool) -> str:
+    """When a timer is due, for people; of one that is paused, what is left."""
+    if view.remaining is not None:
+        return f"{moments.span(parse_duration(view.remaining))} left"
+    if view.due is None:
         return "-"
-    due_ns = parse_instant(due)
+    due_ns = parse_instant(view.due)
     return moments.exact(due_ns) if utc else moments.relative(due_ns, now_ns)
 
 
@@ -113,10 +116,10 @@ def timers(views: Iterable[TimerView], kept: Settings, *, now_ns: int, utc: bool
     for batch in _batches(views, 500):
         columns = ["ID", "NAME", "DUE>"] if utc and not wide else ["ID", "NAME", "STATE", "DUE>"]
         columns += ["#>", "SCHEDULE", "LABELS"] if wide else []
-        shown = table(*columns)
+        shown = table(*columns, cut=_cuts(console.width, utc=utc))
         shown.show_header = count == 0
         for view in batch:
-            due = due_text(view.due, now_ns=now_ns, utc=utc)
+            due = due_text(view, now_ns=now_ns, utc=utc)
             state = [styled(view.state)] if "STATE" in columns else []
             row = [view.id, plain(view.name), *state, due]
             if wide:
@@ -129,6 +132,15 @@ def timers(views: Iterable[TimerView], kept: Settings, *, now_ns: int, utc: bool
         console.print(shown)
         count += len(batch)
     return count
+
+
+def _cuts(width: int, *, utc: bool) -> dict[str, int]:
+    """How wide a name may be beside an id (30), a state (9) and a due (10, or 30 if exact)."""
+    due = 30 if utc else 10
+    if width < WIDE_COLUMNS:
+        return {"NAME": max(4, width - 30 - due - (4 if utc else 15))}
+    left = width - 30 - 9 - due - 4 - 12
+    return {"NAME": left // 3, "SCHEDULE": left // 3, "LABELS": left // 3}
 
 
 def _batches(views: Iterable[TimerView], size: int) -> Iterable[list[TimerView]]:
@@ -150,7 +162,7 @@ def timer(view: TimerView, kept: Settings, *, now_ns: int) -> None:
         ("state", styled(view.state) + (f" ({view.state_reason})" if view.state_reason else "")),
         ("schedule", plain(schedule_text(view.schedule))),
     ]
-    if view.due is not None:
+    if view.due is not None and view.remaining is None:
         due_ns = parse_instant(view.due)
         rows.append(("due", f"{moments.exact(due_ns)}  {moments.relative(due_ns, now_ns)}"))
     if view.remaining is not None:
@@ -182,7 +194,7 @@ def changed(view: TimerView, verb: str, *, now_ns: int) -> None:
     line = f"{verb} {name}  {view.id}"
     if view.due is not None and view.state not in _OVER:
         due_ns = parse_instant(view.due)
-        line += f"  due {moments.relative(due_ns, now_ns)} ({moments.exact(due_ns)[:19]}Z)"
+        line += f"  due {moments.relative(due_ns, now_ns)} ({moments.near(due_ns, now_ns)})"
     if view.remaining is not None:
         line += f"  {moments.span(parse_duration(view.remaining))} left"
     if view.replayed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -138,7 +138,7 @@ class Replay(_Body):
 class TimeSync(_Body):
     """`time.sync`: `t0` is the client's clock (ns since the epoch) as the request leaves."""
 
-    t0: int = 0
+    t0: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] = 0
 
 
 class SchemaGet(_Body):

@@ -13,7 +13,6 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.model.stores import HOUR_NS, LmdbStore, MemoryStore, follow_all, wait_durable
 
 from engine.record import (
     Event,
@@ -32,6 +31,7 @@ from engine.record import (
 )
 from engine.store import Batch, Filter
 from engine.timer import TERMINAL, State
+from tests.model.stores import HOUR_NS, LmdbStore, MemoryStore, follow_all, wait_durable
 
 EVERYTHING = 1 << 62
 IDS = 12

@@ -25,7 +25,7 @@ from engine._wheel import Wheel
 from engine.errors import WheelFull
 
 TICK_MAX = (1 << 64) - 1
-CAPACITY = 300
+CAPACITY = 1500
 WIDTHS = [1 << 11, 1 << 22, 1 << 31]  # of a slot of level 1, of level 2, of a window of the top
 
 near_borders = st.builds(
@@ -75,7 +75,7 @@ class WheelMachine(RuleBasedStateMachine):
         with pytest.raises(WheelFull):
             self.wheel.arm(due_tick)
 
-    @rule(span=spans, align=st.sampled_from([0, 11, 22]), count=st.integers(1, 120))
+    @rule(span=spans, align=st.sampled_from([0, 11, 22]), count=st.sampled_from([1, 30, 300, 700]))
     def arm_many(self, span: int, align: int, count: int) -> None:
         """Half of them due at the same tick."""
         due_ticks = [self.tick(span + (i if i % 2 else 0), align) for i in range(count)]
@@ -157,7 +157,7 @@ class WheelMachine(RuleBasedStateMachine):
 
 
 TestWheelModel = WheelMachine.TestCase
-TestWheelModel.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestWheelModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 # --- a workload nothing was tuned on --------------------------------------------------------------
@@ -174,7 +174,7 @@ def held_out(rng: random.Random, now: int) -> int:
     return (now // width + rng.randrange(1, 4)) * width + rng.choice([-1, 0, 1, width - 1])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_a_day_nobody_tuned_for(seed: int) -> None:
     rng = random.Random(seed)
     wheel = Wheel(20_000)
@@ -195,8 +195,7 @@ def test_a_day_nobody_tuned_for(seed: int) -> None:
                 model.remove(armed.pop(handle))
                 assert wheel.disarm(handle)
         tick = wheel.next_tick()
-        step = rng.choice([1, 7, 1000, 2048, 60_000, 3_600_000, (tick or now) - now])
-        now += step
+        now += rng.choice([1, 7, 1000, 2048, 60_000, 600_000, (tick or now) - now])
         while True:
             count = wheel.advance(now, out)
             for handle in out[:count]:

@@ -211,3 +211,12 @@ def test_a_year_of_a_daily_timer(node: Driver) -> None:
     node.every("1d", "daily")
     found = node.pass_(365 * 86_400)
     assert found == [("daily", k, 86_400.0 * k) for k in range(1, 366)]
+
+
+def test_a_lead_that_shrinks_does_not_hold_the_wheel(node: Driver) -> None:
+    loop = node.node._loop
+    node.after("50ms")
+    for lead_ns in (40_000_000, 2_000_000, 20_000_000, 2_000_000):
+        loop.node.lead_ns = lead_ns
+        node.node.advance(1_000_000)
+    assert node.pass_(1) == [("t", 1, 0.05)]

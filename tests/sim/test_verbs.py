@@ -61,7 +61,7 @@ def definition(**members: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "code", "pointer"),
     [
-        ({}, "validation", "/"),
+        ({}, "validation", ""),
         ({"schedule": {"kind": "after"}}, "validation", "/schedule"),
         ({"schedule": {"kind": "after", "duration": 5}}, "validation", "/schedule/duration"),
         ({"schedule": {"kind": "after", "duration": "5"}}, "bad_schedule", "/schedule/duration"),
@@ -84,7 +84,7 @@ def definition(**members: Any) -> dict[str, Any]:
             "validation",
             "/schedule/mode",
         ),
-        (definition(nmae="typo"), "validation", "/"),
+        (definition(nmae="typo"), "validation", ""),
         (definition(name="x" * 256), "too_large", "/name"),
         (definition(name="a\nb"), "validation", "/name"),
         (definition(labels={"k": 1}), "validation", "/labels"),
@@ -315,7 +315,8 @@ def test_replay_refuses_cursors_of_another_log(node: Driver) -> None:
     wrong = node.refused("stream.replay", {"from": {"epoch": 9, "seq": 0}})
     assert wrong["code"] == "epoch_changed"
     assert node.refused("stream.replay", {"from": {"seq": -1}})["code"] == "validation"
-    assert node.ask("stream.replay", {"from": {"seq": 999}})["end"] is True
+    assert node.refused("stream.replay", {"from": {"seq": 999}})["code"] == "validation"
+    assert node.refused("stream.replay", {"from": {"epoch": 9}})["code"] == "epoch_changed"
     bad = node.refused("stream.replay", {"filter": {"types": ["nope"]}})
     assert bad["errors"][0]["pointer"] == "/filter/types"
 

@@ -14,7 +14,6 @@ import heapq
 import json
 import os
 import queue
-import random
 import threading
 import time
 from collections import deque
@@ -22,20 +21,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_verbs
+import msgspec
 import zmq
+from fake_verbs import TERMINAL
 
 from minoots.wire.frames import FINAL, MAGIC, PROBLEM, long_type
 from minoots.wire.problems import Refused, refusal
 from minoots.wire.times import (
-    SECOND,
     IdMaker,
-    format_duration,
     format_instant,
     parse_duration,
     parse_instant,
 )
 
-TERMINAL = ("completed", "failed", "cancelled")
 STAMP_ZERO = bytes(32)
 
 
@@ -55,8 +54,9 @@ class FakeNode:
         self.mute = False
         self.problems: deque[Refused] = deque()
         self.clock_skew_ns = 0
+        self.verbs: dict[str, Callable[[FakeNode, dict[str, Any]], dict[str, Any]]] = {}
         self.ordinals: dict[str, int] = {}
-        self._ids = IdMaker()
+        self.ids = IdMaker()
         self._due: list[tuple[int, int, str, int]] = []
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]]] = (
             queue.SimpleQueue()
@@ -174,8 +174,6 @@ class FakeNode:
                 raise refusal("deadline_exceeded", "too late")
             kind, reply = FINAL, self._once(header, body_raw, body)
         except Refused as refused:
-            import msgspec
-
             kind, reply = PROBLEM, msgspec.to_builtins(refused.problem)
         if self.drop_replies:
             self.drop_replies -= 1
@@ -190,10 +188,11 @@ class FakeNode:
             if kept != raw:
                 raise refusal("idempotency_key_reused", "the key stands for another body")
             return told | {"replayed": True}
-        verb = getattr(self, "_" + header["op"].replace(".", "_"), None)
+        name = header["op"].replace(".", "_")
+        verb = self.verbs.get(name) or getattr(fake_verbs, name, None)
         if verb is None:
             raise refusal("unknown_op", f"no verb {header['op']!r}")
-        reply: dict[str, Any] = verb(body)
+        reply: dict[str, Any] = verb(self, body)
         if key is not None:
             self.notes[key] = (raw, reply)
         return reply
@@ -288,7 +287,9 @@ class FakeNode:
         more = timer["schedule"]["kind"] == "every"
         more = more and timer["occurrence"] != timer.get("max_occurrences")
         timer["state"] = "scheduled" if more else "completed"
-        seq = self._append("timer.expired", timer, hold=True, due=timer["due"], misfire=False)
+        seq = self._append(
+            "timer.expired", timer, hold=True, due=format_instant(due_ns), misfire=False
+        )
         heapq.heappush(self._due, (due_ns, seq, timer["id"], 0))
         if more:
             timer["occurrence"] += 1
@@ -307,85 +308,7 @@ class FakeNode:
         timer["due"] = format_instant(due_ns)
         heapq.heappush(self._due, (due_ns, 0, timer["id"], timer["revision"]))
 
-    # ---------------------------------------------------------------------------------- verbs
-
-    def _hello(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "protocol": [1],
-            "version": "0.0-fake",
-            "node_id": "fake",
-            "epoch": self.epoch,
-            "limits": {},
-            "features": [],
-            "doors": self.doors,
-        }
-
-    def _stats(self, body: dict[str, Any]) -> dict[str, Any]:
-        pending = sum(timer["state"] not in TERMINAL for timer in self.timers.values())
-        return {
-            "timers": {"pending": pending, "armed": pending},
-            "log": {"seq": len(self.log), "epoch": self.epoch},
-            "fires": {"total": sum("expired" in event["type"] for event in self.log), "late": 0},
-            "lateness_us": {"p50": 21, "p99": 90, "max": 340},
-            "lead_us": int(self.lead_s * 1e6),
-            "turn_us": {"p50": 80, "p99": 400},
-        }
-
-    def _health(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"status": "ok"}
-
-    def _schema_get(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "object"} if body.get("op") else {"ops": {"hello": {"type": "object"}}}
-
-    def _time_sync(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"t0": body["t0"], "t1": self.now_ns(), "t2": self.now_ns()}
-
-    def _due_of(self, schedule: dict[str, Any]) -> int:
-        try:
-            if schedule["kind"] == "after":
-                return self.now_ns() + parse_duration(schedule["duration"])
-            if schedule["kind"] == "every":
-                return self.now_ns() + parse_duration(schedule["interval"])
-            if schedule["kind"] == "at":
-                return parse_instant(schedule["instant"])
-        except ValueError as error:
-            raise refusal("bad_schedule", str(error), pointer="/schedule") from None
-        raise refusal("bad_schedule", "this kind is not supported", pointer="/schedule/kind")
-
-    def _timer_schedule(self, body: dict[str, Any]) -> dict[str, Any]:
-        due_ns = self._due_of(body["schedule"])
-        if due_ns < self.now_ns() - SECOND:
-            raise refusal("due_in_past", "the instant has passed", pointer="/schedule/instant")
-        self._ids.begin(self.now_ns(), random.getrandbits(54))
-        timer: dict[str, Any] = {
-            "tenant": "default",
-            "name": "",
-            "labels": {},
-            "state": "scheduled",
-            "state_reason": "",
-            "occurrence": 1,
-            "revision": 1,
-            "created_at": format_instant(self.now_ns()),
-            "payload": None,
-        }
-        timer |= body | {"id": self._ids.make()[1]}
-        self.timers[timer["id"]] = timer
-        self._arm(timer, due_ns)
-        self._append("timer.scheduled", timer, due=timer["due"])
-        return dict(timer)
-
-    def _timer_schedule_many(self, body: dict[str, Any]) -> dict[str, Any]:
-        import msgspec
-
-        results = []
-        for timer in body["timers"]:
-            try:
-                results.append(self._timer_schedule(timer))
-            except Refused as refused:
-                if body.get("atomic"):
-                    raise
-                results.append({"problem": msgspec.to_builtins(refused.problem)})
-        return {"results": results}
+    # --------------------------------------------------------------------------------- timers
 
     def _find(self, body: dict[str, Any], *, alive: bool = True) -> dict[str, Any]:
         if body.get("id"):
@@ -405,64 +328,6 @@ class FakeNode:
         pending = [timer for timer in self.timers.values() if timer["state"] not in TERMINAL]
         return sorted(pending, key=lambda timer: str(timer["id"]))
 
-    def _move(self, body: dict[str, Any], state: str, kind: str) -> dict[str, Any]:
-        timer = self._find(body)
-        timer["state"] = state
-        timer["revision"] += 1
-        if state in TERMINAL:
-            timer.pop("due", None)
-        self._append(kind, timer)
-        return dict(timer)
-
-    def _timer_cancel(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self._move(body, "cancelled", "timer.cancelled")
-
-    def _timer_pause(self, body: dict[str, Any]) -> dict[str, Any]:
-        timer = self._find(body)
-        left_ns = parse_instant(timer.pop("due")) - self.now_ns()
-        timer["remaining"] = format_duration(max(left_ns, 1))
-        return self._move(body, "paused", "timer.paused")
-
-    def _timer_resume(self, body: dict[str, Any]) -> dict[str, Any]:
-        view = self._move(body, "scheduled", "timer.resumed")
-        timer = self.timers[view["id"]]
-        self._arm(timer, self.now_ns() + parse_duration(timer.pop("remaining")))
-        return dict(timer)
-
-    def _timer_trigger(self, body: dict[str, Any]) -> dict[str, Any]:
-        timer = self._find(body)
-        timer["revision"] += 1
-        self._expire(timer, self.now_ns())
-        self._fire()
-        return dict(timer)
-
-    def _timer_reschedule(self, body: dict[str, Any]) -> dict[str, Any]:
-        due_ns = self._due_of(body["schedule"])
-        timer = self._find(body)
-        timer["schedule"] = body["schedule"]
-        return self._moved(timer, due_ns)
-
-    def _timer_extend(self, body: dict[str, Any]) -> dict[str, Any]:
-        timer = self._find(body)
-        return self._moved(timer, parse_instant(timer["due"]) + parse_duration(body["by"]))
-
-    def _moved(self, timer: dict[str, Any], due_ns: int) -> dict[str, Any]:
-        timer["revision"] += 1
-        self._arm(timer, due_ns)
-        self._append("timer.rescheduled", timer, due=timer["due"])
-        return dict(timer)
-
-    def _timer_cancel_many(self, body: dict[str, Any]) -> dict[str, Any]:
-        found = self._matching(body["filter"]) if "filter" in body else self._pending()
-        if "ids" in body:
-            found = [timer for timer in found if timer["id"] in body["ids"]]
-        for timer in found:
-            self._timer_cancel({"id": timer["id"]})
-        return {"count": len(found)}
-
-    def _timer_get(self, body: dict[str, Any]) -> dict[str, Any]:
-        return dict(self._find(body, alive=False))
-
     def _matching(self, asked: dict[str, Any]) -> list[dict[str, Any]]:
         labels = asked.get("labels", {}).items()
         return [
@@ -472,67 +337,6 @@ class FakeNode:
             and all(timer["labels"].get(key) == value for key, value in labels)
             and (not asked.get("state") or timer["state"] in asked["state"])
         ]
-
-    def _timer_list(self, body: dict[str, Any]) -> dict[str, Any]:
-        limit = body.get("limit", 100)
-        found = [
-            timer
-            for timer in self._matching(body.get("filter", {}))
-            if str(timer["id"]) > (body.get("cursor") or "")
-        ]
-        cursor = found[limit - 1]["id"] if len(found) > limit else None
-        return {"items": found[:limit], "next_cursor": cursor}
-
-    def _stream_snapshot(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self._timer_list(body) | {"as_of": {"epoch": self.epoch, "seq": len(self.log)}}
-
-    def _timer_history(self, body: dict[str, Any]) -> dict[str, Any]:
-        limit = body.get("limit", 100)
-        below = int(body.get("cursor") or len(self.log) + 1)
-        mine = [
-            (at, event)
-            for at, event in enumerate(self.log, 1)
-            if event["subject"] == body["id"] and at < below and at not in self.unreleased
-        ]
-        if not mine and below > len(self.log):
-            raise refusal("not_found", f"there is no timer {body['id']}")
-        page = mine[-limit:]
-        cursor = str(page[0][0]) if len(mine) > limit else None
-        return {"events": [event for _, event in page], "next_cursor": cursor}
-
-    def _timer_next(self, body: dict[str, Any]) -> dict[str, Any]:
-        if "schedule" in body:
-            schedule, due_ns, number = body["schedule"], self._due_of(body["schedule"]), 1
-        else:
-            timer = self._find(body)
-            schedule, number = timer["schedule"], timer["occurrence"]
-            due_ns = parse_instant(timer["due"])
-        step_ns = parse_duration(schedule["interval"]) if schedule["kind"] == "every" else 0
-        count = body.get("count", 5) if step_ns else 1
-        return {
-            "occurrence": number,
-            "dues": [format_instant(due_ns + at * step_ns) for at in range(count)],
-        }
-
-    def _stream_replay(self, body: dict[str, Any]) -> dict[str, Any]:
-        start, asked = body.get("from", {}), body.get("filter", {})
-        if start.get("epoch", self.epoch) != self.epoch:
-            raise refusal("epoch_changed", "the cursor is of another epoch")
-        seq = start.get("seq", 0)
-        if "time" in start:
-            early = [event for event in self.log if event["time"] < start["time"]]
-            seq = len(early)
-        types = [long_type(kind) for kind in asked.get("types", [])]
-        found: list[dict[str, Any]] = []
-        while seq < self.floor and len(found) < body.get("limit", 100):
-            event = self.log[seq] | {"epoch": self.epoch}
-            seq += 1
-            if (not types or event["type"] in types) and event["data"]["name"].startswith(
-                asked.get("name_prefix", "")
-            ):
-                found.append(event)
-        end = seq >= self.floor
-        return {"events": found, "next": {"epoch": self.epoch, "seq": seq}, "end": end}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import struct
 import time
@@ -46,7 +47,7 @@ class Peers:
     def connect(self, kind: int, endpoint: str, hwm: int = 100_000) -> Socket:
         peer = self.context.socket(kind)
         peer.linger = 0
-        peer.sndhwm = peer.rcvhwm = hwm
+        peer.rcvhwm = hwm
         peer.ipv6 = "[" in endpoint
         peer.connect(endpoint)
         self.opened.append(peer)
@@ -57,9 +58,7 @@ class Peers:
 def peers() -> Iterator[Peers]:
     peers = Peers()
     yield peers
-    for peer in peers.opened:
-        peer.close()
-    peers.context.term()
+    peers.context.destroy(linger=0)
 
 
 @pytest.fixture
@@ -105,6 +104,12 @@ def subscribe(peers: Peers, doors: Doors, prefix: bytes, hwm: int = 100_000) -> 
     while peer.poll(5):
         peer.recv_multipart()
     peer.unsubscribe(b"t/probe/")
+
+    def probe_gone() -> bool:
+        doors.events.take_subscriptions()
+        return not doors.events.wanted(b"t/probe/~/") or prefix in b"t/probe/"
+
+    until(probe_gone)
     return peer
 
 
@@ -230,6 +235,22 @@ def test_a_long_or_impossible_ipc_path_is_named(tmp_path: Path) -> None:
         open_doors(Where(control=f"ipc://{tmp_path}/missing/control"), Limits())
 
 
+def test_as_many_files_may_be_open_as_the_system_lets_us() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        open_doors(Where(), Limits()).close()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_connections_than_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    with pytest.raises(DoorError, match="4000 connections need 4256 open files; the limit is 4096"):
+        open_doors(Where(), Limits(connections_max=4000))
+
+
 # ------------------------------------------------------------------------------------- requests
 
 
@@ -288,6 +309,7 @@ def test_an_oversized_frame_ends_its_sender_s_connection_and_no_other(
         doors.send([Answer(0, (frames[0], b"still here"))])
         assert good.recv_multipart() == [b"still here"]
         bad.disable_monitor()
+        monitor.close()
     finally:
         doors.close()
 
@@ -347,20 +369,23 @@ def test_subscribers_are_known_and_hear_what_they_asked_for(doors: Doors, peers:
 def test_a_subscriber_that_repeats_itself_and_vanishes_leaves_nothing(
     doors: Doors, peers: Peers
 ) -> None:
+    other = subscribe(peers, doors, b"t/default/")
     raw = peers.connect(zmq.XSUB, doors.endpoints["events"])
     for _ in range(5):
         raw.send(b"\1t/default/")
+    raw.send(b"\1t/raw/")
     raw.send(b"not a subscription")
-    other = subscribe(peers, doors, b"t/default/")
-    assert doors.events.wanted(b"t/default/")
-    raw.close()
-    other.close()
 
-    def gone() -> bool:
+    def count() -> int:
         doors.drain(1)
-        return doors.events.subscriptions_count == 0
+        return doors.events.subscriptions_count
 
-    until(gone)
+    until(lambda: count() == 2)
+    raw.close()
+    until(lambda: count() == 1)
+    assert doors.events.wanted(b"t/default/"), "the other one is still there"
+    other.close()
+    until(lambda: count() == 0)
 
 
 def test_a_stalled_subscriber_costs_the_others_nothing_and_sees_its_loss(
@@ -393,7 +418,11 @@ def test_a_stalled_subscriber_costs_the_others_nothing_and_sees_its_loss(
 def test_a_subscription_of_absurd_size_ends_its_connection(doors: Doors, peers: Peers) -> None:
     good = subscribe(peers, doors, b"t/default/")
     bad = peers.connect(zmq.XSUB, doors.endpoints["events"])
+    monitor = bad.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     bad.send(b"\1" + bytes(zeromq.SUBSCRIPTION_BYTES_MAX))
+    assert monitor.poll(5000), "the sender was not cut off"
+    bad.disable_monitor()
+    monitor.close()
     publish(doors, 2)
     assert ordinals(good) == [(1, 1), (2, 2)]
     assert doors.events.subscriptions_count == 1

@@ -109,14 +109,21 @@ def test_equal_due_ticks_come_out_first_armed_first() -> None:
     assert drain(wheel, due, count=7) == handles
 
 
-def test_order_survives_a_cascade_cut_in_parts() -> None:
+@pytest.mark.parametrize("width", [SLOT_1, SLOT_2, FAR])
+def test_what_arrives_during_a_cascade_queues_behind_it(width: int) -> None:
+    """At first all wait above; then they are brought down a part at a time."""
+    due = 2 * width + 5
     wheel = Wheel(20_000)
-    handles = arm_all(wheel, [WINDOW + 5] * 5000)
-    for now in range(1, 2000, 100):
+    handles = arm_all(wheel, [due] * 5000)
+    for now in [
+        *range(width - 1, width + 9),
+        width + width // 2,
+        *range(2 * width - 40, 2 * width),
+    ]:
         assert drain(wheel, now) == []
-        handles += arm_all(wheel, [WINDOW + 5] * 100)
+        handles += arm_all(wheel, [due] * 20)
         wheel._check()
-    assert drain(wheel, WINDOW + 5) == handles
+    assert drain(wheel, due) == handles
 
 
 def test_overdue_timers_come_first_and_in_order() -> None:
@@ -397,6 +404,19 @@ def test_a_sweep_keeps_the_order() -> None:
         assert drain(wheel, now) == []
     wheel._check()
     assert drain(wheel, due) == list(handles)
+
+
+def test_a_large_wheel_grows_by_large_steps() -> None:
+    count = 1_000_000
+    wheel = Wheel()
+    handles = room(count)
+    due_ticks = words(i * 7919 % 3_600_000 for i in range(count))
+    wheel.arm_many(due_ticks, handles)
+    assert wheel.stats()["bytes_committed"] < 20 * count
+    wheel._check()
+    assert wheel.disarm_many(handles[::2]) == count // 2
+    assert len(drain(wheel, 3_600_000, 4096)) == count // 2
+    wheel._check()
 
 
 def test_disarming_all_frees_all() -> None:
