@@ -113,12 +113,13 @@ def bench_command(what: str, small: bool, out: str | None) -> None:
 @cli.command("reindex")
 @click.option("--data", metavar="DIR", help="Data directory of a node that is stopped.")
 @click.option("--tables", is_flag=True, help="Rebuild the tables too, as far as the log reaches.")
-def reindex_command(data: str | None, tables: bool) -> None:
+@click.option("--accept-loss", is_flag=True, help="... though the log's head is trimmed.")
+def reindex_command(data: str | None, tables: bool, accept_loss: bool) -> None:
     """Rebuild the due index and the names from the timers; the node must be stopped."""
     from edgenode.config import data_dir
     from edgenode.offline import reindex
 
-    sys.exit(reindex(data_dir(data), tables=tables))
+    sys.exit(reindex(data_dir(data), tables=tables, accept_loss=accept_loss))
 
 
 @cli.command("verify")

@@ -6,7 +6,7 @@ from edgenode.definitions import replace_rule
 from edgenode.ledger import TICK_NS, Ledger, Timer
 from engine import schedule as rules
 from engine.clock import tick_at_or_after
-from engine.record import FLAG_MISFIRE, Image, Kind, Scale, unpack_blob
+from engine.record import FLAG_MISFIRE, Image, Kind, Scale, rule_of
 from engine.schedule import Occurrence, Rule
 from engine.timer import Reason, State
 
@@ -28,7 +28,7 @@ def fire_due(ledger: Ledger, id: bytes, wheel_tick: int) -> bool:
         return False
     late = now.steady_ns - deadline_ns > ledger.config.engine.misfire_after
     missed = deadline_ns < ledger.serving_since_ns
-    rule = rules.unpack_rule(unpack_blob(timer.blob).rule)
+    rule = rules.unpack_rule(rule_of(timer.blob))
     _expire(ledger, timer, rule, FLAG_MISFIRE if late or missed else 0)
     return True
 
@@ -71,7 +71,7 @@ def trigger(ledger: Ledger, timer: Timer) -> Timer:
     one stays paused.
     """
     image, now = timer.image, ledger.now
-    rule = rules.unpack_rule(unpack_blob(timer.blob).rule)
+    rule = rules.unpack_rule(rule_of(timer.blob))
     seq, blob = ledger.next_seq, timer.blob
     after = {"reason": int(Reason.TRIGGERED)}
     coming = None

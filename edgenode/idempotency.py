@@ -47,7 +47,7 @@ def recall(ledger: Ledger, call: Call) -> bytes | None:
 def _rebuild(ledger: Ledger, call: Call, note: Note) -> bytes:
     records = []
     for seq in range(note.first_seq, note.first_seq + note.events_count):
-        record = ledger.event(seq)
+        record = ledger.record(seq)
         if record is None:
             raise refusal(
                 "out_of_retention",
@@ -55,8 +55,8 @@ def _rebuild(ledger: Ledger, call: Call, note: Note) -> bytes:
             )
         records.append(record)
     if call.header.op == "timer.schedule":
-        return create.reply_of_one(ledger, records[0], call.principal.tenant)
-    return create.reply_of_many(ledger, records, note.reply, call.principal.tenant)
+        return create.reply_of_one(ledger, note.first_seq, records[0])
+    return create.reply_of_many(ledger, note.first_seq, records, note.reply)
 
 
 def remember(ledger: Ledger, call: Call, first_seq: int, reply: bytes) -> None:

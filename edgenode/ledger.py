@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from edgenode._encode import Encoder
 from edgenode.call import Answer
 from edgenode.config import Config
 from edgenode.definitions import slim
@@ -23,6 +24,7 @@ from engine.clock import Now, tick_at_or_after
 from engine.record import (
     FLAG_BLOB,
     FLAG_SLIM,
+    IMAGE,
     Event,
     Image,
     Kind,
@@ -104,6 +106,10 @@ class Ledger:
     breathe: Callable[[], None] = lambda: None  # a look at the clock inside a long decision
     ids: IdMaker = field(default_factory=IdMaker)
     _ids_at: Now | None = None
+    encoder: Encoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encoder = Encoder(*self.identity)
 
     # ------------------------------------------------------------------------------- reading
 
@@ -112,11 +118,20 @@ class Ledger:
         """The number that the next event gets."""
         return self.first_seq + len(self.events)
 
+    def record(self, seq: int) -> bytes | None:
+        """The bytes of a decided event, durable or not; None if it is trimmed."""
+        at = seq - self.first_seq
+        return self.events[at] if at >= 0 else self.log.event(seq)
+
     def event(self, seq: int) -> Event | None:
         """A decided event, durable or not; None if it is trimmed."""
-        at = seq - self.first_seq
-        data = self.events[at] if at >= 0 else self.log.event(seq)
+        data = self.record(seq)
         return None if data is None else unpack_event(seq, data)
+
+    def view(self, timer: Timer) -> bytes:
+        """The JSON of a timer as it is now."""
+        raw = IMAGE.pack(*timer.image) + timer.blob
+        return self.encoder.view(raw, 0, self.now.shift_ns, self.position(timer.image))
 
     def load(self, id: bytes) -> Timer | None:
         """A timer as the newest decision left it; None if there is none or its end is forgotten."""
@@ -165,33 +180,33 @@ class Ledger:
 
     # ------------------------------------------------------------------------------- writing
 
-    def new_id(self) -> tuple[bytes, str]:
-        """A timer id, as bytes and as text."""
+    def new_id(self) -> bytes:
+        """A timer id."""
         if self._ids_at is not self.now:
             self.ids.begin(self.now.utc_ns, self.random_bits(54))
             self._ids_at = self.now
         return self.ids.make()
 
-    def create(self, image: Image, blob: bytes, due_utc_ns: int) -> None:
-        """Write `scheduled` for a new timer; `image.seq` is `next_seq`."""
-        self.events.append(
-            pack_event(
-                image.seq,
-                Kind.SCHEDULED,
-                0,
-                self.now.utc_ns,
-                0,
-                due_utc_ns,
-                image.occurrence,
-                image,
-                blob,
-            )
+    def create(self, image: Image, blob: bytes, due_utc_ns: int) -> bytes:
+        """Write `scheduled` for a new timer, and return the record; `image.seq` is `next_seq`."""
+        data = pack_event(
+            image.seq,
+            Kind.SCHEDULED,
+            0,
+            self.now.utc_ns,
+            0,
+            due_utc_ns,
+            image.occurrence,
+            image,
+            blob,
         )
+        self.events.append(data)
         self.live_count += 1
         self.hot.note(image.id, image.seq, image.due_ns, image.scale)
         deadline_ns = self.deadline_ns(image)
         if deadline_ns < self.horizon_ns:
             self.hot.arm(image.id, tick_at_or_after(deadline_ns, TICK_NS))
+        return data
 
     def change(
         self,
@@ -215,7 +230,7 @@ class Ledger:
         seq = self.next_seq
         revision = before.revision + 1
         image = before._replace(seq=seq, revision=revision, **after)  # type: ignore[arg-type]
-        assert may(State(before.state), kind, State(image.state)), (before.state, kind, image.state)
+        assert may(before.state, kind, image.state), (before.state, kind, image.state)
         if not blob:
             flags |= FLAG_SLIM
         data = pack_event(

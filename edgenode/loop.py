@@ -159,7 +159,10 @@ class Loop:
         limits = self.recovered.ledger.config.limits
         if len(self.recovered.ledger.events) >= limits.turn_events_max:
             return  # the commit before must end first; the doors hold what comes
-        for at, (door, frames, principal) in enumerate(self.doors.drain(limits.drain_max)):
+        came = self.doors.drain(limits.drain_max)
+        if came:
+            self._tick()  # only now: a duration counts from an instant after it was asked for
+        for at, (door, frames, principal) in enumerate(came):
             if at % 64 == 63:
                 self.release()
             self._guard(door, frames, partial(self.node.accept, door, frames, principal))

@@ -18,8 +18,12 @@ from engine.files import (
 )
 
 
-def reindex(data_dir: Path, *, tables: bool) -> int:
-    """Make the due index and the names anew from the timers; with `tables`, the timers too."""
+def reindex(data_dir: Path, *, tables: bool, accept_loss: bool = False) -> int:
+    """Make the due index and the names anew from the timers; with `tables`, the timers too.
+
+    Timers whose log is trimmed stand in the tables alone: a rebuild would lose them, so it is
+    refused once the log's head is gone, unless that loss is accepted.
+    """
     if not data_dir.is_dir():
         click.echo(f"minoots: {data_dir} is not there; give --data", err=True)
         return 1
@@ -27,6 +31,15 @@ def reindex(data_dir: Path, *, tables: bool) -> int:
         log, stored = open_store(data_dir)
         try:
             if tables:
+                first_seq = log.state().first_seq
+                if first_seq > 1 and not accept_loss:
+                    click.echo(
+                        f"minoots: the log begins at event {first_seq}: timers that are older "
+                        "stand in the tables alone and would be lost; restore a backup, or give "
+                        "--accept-loss",
+                        err=True,
+                    )
+                    return 1
                 lost = rebuild_tables(log, stored)
                 if lost:
                     click.echo(f"{lost} timers are older than the log; they have no row", err=True)

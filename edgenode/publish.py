@@ -11,16 +11,13 @@ import heapq
 from typing import NamedTuple, Protocol
 
 from edgenode import encode
+from edgenode._encode import Encoder
 from edgenode.encode import Identity
 from engine.record import (
-    BLOB_HEAD,
     EVENT_HEAD,
     FLAG_MISFIRE,
-    Event,
     Kind,
-    unpack_event,
 )
-from minoots.wire.times import format_id
 
 
 class Feed(Protocol):
@@ -33,9 +30,6 @@ class Feed(Protocol):
         self, tenant: str, type: str, topic: bytes, seq: int, fired_ns: int, body: bytes | None
     ) -> None:
         """Count one event, and queue its frames unless `body` is None."""
-
-    def topic(self, tenant: str, type: str, name: str, timer_id: str) -> bytes:
-        """The topic of a timer's event."""
 
 
 class Release(NamedTuple):
@@ -83,6 +77,7 @@ class Publisher:
 
     def __init__(self, identity: Identity, feed: Feed, queue: ReleaseQueue) -> None:
         self._identity = identity
+        self._encoder = Encoder(*identity)
         self._feed = feed
         self._queue = queue
         self._prefixes = {
@@ -99,7 +94,9 @@ class Publisher:
         """Publish one event, or queue it for its instant if it is an expiration."""
         kind = data[5]
         wanted = self._feed.wanted(self._prefixes[kind])
-        topic, body = self._frames(seq, data) if wanted else (b"", None)
+        topic, body = b"", None
+        if wanted:
+            topic, body = self._encoder.topic(data), self._encoder.event(seq, data)
         if kind == Kind.EXPIRED:
             _, _, _, flags, _, _, due_utc_ns, _, _ = EVENT_HEAD.unpack_from(data)
             misfire = bool(flags & FLAG_MISFIRE)
@@ -107,21 +104,6 @@ class Publisher:
             self._queue.add(Release(due_ns, seq, due_utc_ns, misfire, topic, body))
         else:
             self._feed.publish(self._identity.tenant, encode.KIND_NAMES[kind], topic, seq, 0, body)
-
-    def _frames(self, seq: int, data: bytes) -> tuple[bytes, bytes]:
-        record = unpack_event(seq, data)
-        return self._topic(record), encode.event(self._identity, record)
-
-    def _topic(self, record: Event) -> bytes:
-        type = encode.KIND_NAMES[record.kind]
-        if record.image is None:
-            return self._feed.topic(self._identity.tenant, type, "", "")
-        name = ""
-        if record.blob:
-            rule, length, *_ = BLOB_HEAD.unpack_from(record.blob)
-            at = BLOB_HEAD.size + rule
-            name = record.blob[at : at + length].decode("utf-8", "replace")
-        return self._feed.topic(self._identity.tenant, type, name, format_id(record.image.id))
 
     def release(self, release: Release, fired_ns: int) -> None:
         """Publish an expiration whose instant has come. fired_ns: UTC."""

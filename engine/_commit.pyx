@@ -11,7 +11,10 @@ from engine._lmdb cimport (
     APPEND,
     FIRST,
     KEYEXIST,
+    LAST,
     NOTFOUND,
+    PREV,
+    SET_RANGE,
     Dbi,
     Environment,
     Val,
@@ -54,6 +57,34 @@ cdef int check_event(uint64_t seq, const Val* data) noexcept nogil:
     if head.crc != crc32(<uint32_t>seq, <char*>data.at + 4, data.size - 4):
         return DAMAGED
     return 0
+
+
+cdef int check_receipt(const Val* key, const Val* data) noexcept nogil:
+    """0 if `data` is the receipt that was stored under `key`, DAMAGED otherwise."""
+    cdef const Cell* cell = <const Cell*>data.at
+    if key.size != 8 or data.size != sizeof(Cell):
+        return DAMAGED
+    if cell.crc != crc32(RECEIPT_SEED ^ <uint32_t>key_of(key), &cell.value, 8):
+        return DAMAGED
+    return 0
+
+
+cdef int seek_receipt(void* cursor, uint64_t seq, Val* key, Val* data) noexcept nogil:
+    """Go to the first receipt from `seq` on; LMDB's error number or DAMAGED.
+
+    Not every event has one, so a missing one tells nothing. But a damaged key stays where it was:
+    the one before is checked too.
+    """
+    cdef uint64_t wanted = big_endian(seq)
+    key.size, key.at = 8, &wanted
+    cdef int rc = lm.cursor_get(cursor, key, data, SET_RANGE)
+    cdef int before = lm.cursor_get(cursor, key, data, PREV if rc == 0 else LAST)
+    if before == 0 and check_receipt(key, data):
+        return DAMAGED
+    if rc or before not in (0, NOTFOUND):
+        return rc or before
+    key.size, key.at = 8, &wanted
+    return lm.cursor_get(cursor, key, data, SET_RANGE)
 
 
 cdef int by_seq(const void* a, const void* b) noexcept nogil:

@@ -67,6 +67,7 @@ cdef void fold_free(Fold* fold) noexcept nogil
 cdef int check_row(const void* id, const Val* data) noexcept nogil
 cdef int check_cell(uint32_t seed, const Val* key, const Val* data) noexcept nogil
 cdef uint32_t hour_of(int64_t due_ns) noexcept nogil
-cdef int check_note(const Val* data) noexcept nogil
+cdef int check_note(const Val* key, const Val* data) noexcept nogil
+cdef int check_name(const Val* key, const Val* data) noexcept nogil
 cdef int of_timer(Fault* fault, Wrong what, const void* id) noexcept nogil
 cdef int unwritable(Fault* fault, int rc) noexcept nogil

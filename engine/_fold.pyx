@@ -98,6 +98,20 @@ cdef int check_cell(uint32_t seed, const Val* key, const Val* data) noexcept nog
     return 0 if cell.crc == crc32(crc32(seed, key.at, key.size), &cell.value, 8) else -1
 
 
+cdef int check_name(const Val* key, const Val* data) noexcept nogil:
+    """0 if this is a whole row of the names index, -1 otherwise."""
+    cdef uint32_t crc = crc32(NAME_SEED, key.at, key.size)
+    return 0 if data.size == 4 and memcmp(data.at, &crc, 4) == 0 else -1
+
+
+cdef int check_note(const Val* key, const Val* data) noexcept nogil:
+    """0 if `data` is the whole note that belongs under `key`, -1 otherwise."""
+    cdef const NoteHead* head = <const NoteHead*>data.at
+    if data.size < sizeof(NoteHead) or key.size != 16 or memcmp(key.at, head.key, 16):
+        return -1
+    return 0 if head.crc == crc32(NOTE_SEED, <char*>data.at + 4, data.size - 4) else -1
+
+
 cdef void seal_cell(uint32_t seed, const Val* key, Cell* cell, uint64_t value) noexcept nogil:
     cell.value = value
     cell.crc = crc32(crc32(seed, key.at, key.size), &cell.value, 8)
@@ -410,22 +424,15 @@ cdef int put_notes(Fold* fold, Slice* piece, Fault* fault) noexcept nogil:
             continue
         data.at = slice_event(piece, note.at, &size)
         data.size = size
-        if check_note(&data):
+        key.size, key.at = 16, (<NoteHead*>data.at).key
+        if check_note(&key, &data):
             rc = wrong(fault, NOTE_DAMAGED, 0, 0)
             break
-        key.size, key.at = 16, (<NoteHead*>data.at).key
         rc = unwritable(fault, lm.cursor_put(cursor, &key, &data, 0))
         if rc:
             break
     lm.cursor_close(cursor)
     return rc
-
-
-cdef int check_note(const Val* data) noexcept nogil:
-    cdef const NoteHead* head = <const NoteHead*>data.at
-    if data.size < sizeof(NoteHead):
-        return -1
-    return 0 if head.crc == crc32(NOTE_SEED, <char*>data.at + 4, data.size - 4) else -1
 
 
 cdef int fold_reindex(Fold* fold, Fault* fault) noexcept nogil:

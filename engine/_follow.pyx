@@ -129,13 +129,11 @@ cdef class Follower:
         pthread_cond_init(&self.wake, &attributes)
         self.slice_entries, self.slice_age_ns = slice_entries, slice_age_ns
         self.env = Environment(path, map_bytes)
-        self.dbs.meta = self.env.open_db(b"meta")
+        names = (b"meta", b"timers", b"due", b"names", b"done", b"notes")
+        found = self.env.open_dbs(names, FORMAT_VERSION)
+        self.dbs.meta, self.dbs.timers, self.dbs.due = found[:3]
+        self.dbs.names, self.dbs.done, self.dbs.notes = found[3:]
         self.env.stamp(self.dbs.meta, FORMAT_VERSION)
-        self.dbs.timers = self.env.open_db(b"timers")
-        self.dbs.due = self.env.open_db(b"due")
-        self.dbs.names = self.env.open_db(b"names")
-        self.dbs.done = self.env.open_db(b"done")
-        self.dbs.notes = self.env.open_db(b"notes")
         self.fold.dbs = self.dbs
         self.open_state()
         self.log, self.log_env = log, log.env

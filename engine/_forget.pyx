@@ -5,7 +5,7 @@ remembers where it was.
 """
 
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from engine._fold cimport Fold, Standing, check_cell, check_note, of_timer, unwritable
 from engine._lmdb cimport NEXT, NOTFOUND, SET, SET_RANGE, Val, lm
@@ -57,7 +57,7 @@ cdef int fold_sweep(
         if looks == 0:
             break
         looks -= 1
-        if key.size != 16 or check_note(&data) or memcmp(key.at, (<NoteHead*>data.at).key, 16):
+        if check_note(&key, &data):
             rc = wrong(fault, NOTE_DAMAGED, 0, 0)
             break
         if (<NoteHead*>data.at).at_ns < before_ns:

@@ -31,6 +31,7 @@ cdef enum:
     GET_CURRENT = 4
     LAST = 6
     NEXT = 8
+    PREV = 12
     SET = 15
     SET_KEY = 16
     SET_RANGE = 17
@@ -84,7 +85,7 @@ cdef class Environment:
     cdef int users
     cdef readonly str path
 
-    cdef Dbi open_db(self, const char* name) except? 0
+    cdef list open_dbs(self, tuple names, int format_version)
     cdef int stamp(self, Dbi meta, int format_version) except -1
     cdef int write_stamp(self, Dbi meta, int format_version, int epoch) except -1
     cdef object read(self, Dbi dbi, bytes name)

@@ -157,6 +157,13 @@ cdef int check(int rc, str what) except -1:
     return 0
 
 
+cdef int put_bytes(void* txn, Dbi dbi, bytes name, bytes value) noexcept:
+    cdef Val key, data
+    key.size, key.at = len(name), <char*>name
+    data.size, data.at = len(value), <char*>value
+    return lm.put(txn, dbi, &key, &data, 0)
+
+
 @cython.final
 cdef class Environment:
     """One open LMDB environment: a directory with `data.mdb` and `lock.mdb`."""
@@ -187,27 +194,34 @@ cdef class Environment:
             self.users = 1
             self.release()
 
-    cdef Dbi open_db(self, const char* name) except? 0:
-        """A named database, made if it is not there."""
+    cdef list open_dbs(self, tuple names, int format_version):
+        """The named databases, of which the first is `meta`. They and the format stamp are made
+        together, in an environment that has none; later each of them must be there."""
         cdef void* txn
         cdef Dbi dbi
+        cdef Stat stat
+        cdef bint fresh
+        cdef list found = []
         cdef int rc = lm.txn_begin(self.env, NULL, 0, &txn)
         if rc == 0:
-            rc = lm.dbi_open(txn, name, CREATE, &dbi)
+            rc = lm.stat(txn, MAIN_DBI, &stat)
+            fresh = stat.entries == 0
+            for name in names:
+                rc = rc or lm.dbi_open(txn, name, CREATE if fresh else 0, &dbi)
+                found.append(dbi)
+            if rc == 0 and fresh:
+                rc = put_bytes(txn, found[0], b"format", pack_stamp(format_version, 1))
             if rc == 0:
                 rc = lm.txn_commit(txn)
             else:
                 lm.txn_abort(txn)
         if rc:
-            raise error_of(self.fd, rc, f"cannot open {name.decode()} in {self.path}")
-        return dbi
+            raise error_of(self.fd, rc, f"cannot open the tables of {self.path}")
+        return found
 
     cdef int stamp(self, Dbi meta, int format_version) except -1:
-        """Write the format version and epoch 1, or check and read them; the epoch."""
-        found = self.read(meta, b"format")
-        if found is None:
-            self.write_stamp(meta, format_version, 1)
-            return 1
+        """Check the format version; the epoch."""
+        found = self.read(meta, b"format") or b""
         if len(found) != STAMP.size:
             raise StoreCorrupt(f"the format stamp of {self.path} is {len(found)} bytes")
         _, version, epoch = STAMP.unpack(found)
@@ -237,13 +251,10 @@ cdef class Environment:
 
     cdef int write(self, Dbi dbi, bytes name, bytes value) except -1:
         """Put one key, in a commit of its own."""
-        cdef Val key, data
         cdef void* txn
-        key.size, key.at = len(name), <char*>name
-        data.size, data.at = len(value), <char*>value
         cdef int rc = lm.txn_begin(self.env, NULL, 0, &txn)
         if rc == 0:
-            rc = lm.put(txn, dbi, &key, &data, 0)
+            rc = put_bytes(txn, dbi, name, value)
             if rc == 0:
                 rc = lm.txn_commit(txn)
             else:
@@ -287,7 +298,7 @@ cdef class Environment:
             madvise(self.map_at, file.st_size, MADV_DONTNEED)
 
     cdef uint64_t used_bytes(self, void* txn, Dbi databases) noexcept nogil:
-        """Bytes of the pages in use, as `txn` sees them; pages freed inside the file not counted."""
+        """Bytes of the pages in use, as `txn` sees them; pages freed in the file do not count."""
         cdef Stat stat
         cdef uint64_t pages = META_PAGES
         cdef Dbi dbi

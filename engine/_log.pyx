@@ -32,13 +32,14 @@ from engine._commit cimport (
     Job,
     Step,
     check_event,
+    check_receipt,
     check_seal,
     fill_job,
     free_job,
     key_of,
+    seek_receipt,
     write_job,
 )
-from engine._crc cimport crc32
 from engine._lmdb cimport (
     FIRST,
     LAST,
@@ -53,7 +54,7 @@ from engine._lmdb cimport (
     error_of,
     lm,
 )
-from engine._record cimport RECEIPT_SEED, Cell, EventHead, Receipt, SealHead, big_endian
+from engine._record cimport Cell, EventHead, Receipt, SealHead, big_endian
 from engine._threads cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -96,11 +97,10 @@ cdef class LmdbLog:
         pthread_cond_init(&self.wake, NULL)
         self.held = [None, None]
         self.env = Environment(path, map_bytes)
-        self.dbs.meta = self.env.open_db(b"meta")
+        self.dbs.meta, self.dbs.events, self.dbs.receipts, self.dbs.commits = self.env.open_dbs(
+            (b"meta", b"events", b"receipts", b"commits"), FORMAT_VERSION
+        )
         self.epoch = self.env.stamp(self.dbs.meta, FORMAT_VERSION)
-        self.dbs.events = self.env.open_db(b"events")
-        self.dbs.receipts = self.env.open_db(b"receipts")
-        self.dbs.commits = self.env.open_db(b"commits")
         self.open_state()
         self.submitted_seq = self.last_seq
         self.submitted = self.released = self.finished
@@ -273,24 +273,33 @@ cdef class LmdbLog:
         cdef uint64_t first = 1, last = 0
         cdef void* txn = self.env.begin_read()
         cdef void* cursor
+        cdef int rc
         try:
             self.bytes_used = self.env.used_bytes(txn, LOG_DATABASES)
             check(lm.cursor_open(txn, self.dbs.events, &cursor), "cannot read the events")
-            if lm.cursor_get(cursor, &key, &data, FIRST) == 0:
+            rc = lm.cursor_get(cursor, &key, &data, FIRST)
+            if rc == 0:
                 first = key_of(&key)
-                check(lm.cursor_get(cursor, &key, &data, LAST), "cannot find the last event")
+                rc = lm.cursor_get(cursor, &key, &data, LAST)
                 last = key_of(&key)
             lm.cursor_close(cursor)
+            if rc != NOTFOUND:
+                check(rc, "cannot find the log's end")
             check(lm.cursor_open(txn, self.dbs.commits, &cursor), "cannot read the commits")
-            if lm.cursor_get(cursor, &key, &data, LAST) == 0:
+            rc = lm.cursor_get(cursor, &key, &data, LAST)
+            if rc == 0:
                 self.finished = key_of(&key)
-                if check_seal(self.finished, &data):
-                    raise StoreCorrupt(f"the seal of commit {self.finished} is damaged")
+                rc = check_seal(self.finished, &data)
+            if rc == 0:
                 seal = <SealHead*>data.at
                 self.last_seq = seal.first_seq + seal.count - 1
                 self.at_ns, self.floor = seal.at_ns, seal.floor
                 memcpy(self.chain, seal.chain, 32)
             lm.cursor_close(cursor)
+            if rc == DAMAGED:
+                raise StoreCorrupt(f"the seal of commit {self.finished} is damaged")
+            if rc != NOTFOUND:
+                check(rc, "cannot find the last commit")
         finally:
             self.env.end_read()
         if self.last_seq != last:
@@ -350,27 +359,23 @@ cdef class LmdbLog:
     def receipts(self, from_seq: int, to_seq: int) -> dict[int, int]:
         """See `store.LogReader`."""
         cdef Val key, data
-        cdef Cell* cell
         cdef dict found = {}
         state = self.state()
-        cdef uint64_t seq = max(from_seq, <object>state.first_seq), seq_key = big_endian(seq)
+        cdef uint64_t seq = max(from_seq, <object>state.first_seq)
         cdef uint64_t last = min(to_seq, <object>state.last_seq)
         cdef int rc
         cdef void* cursor = self.env.begin_cursor(self.dbs.receipts)
         try:
-            key.size, key.at = 8, &seq_key
-            rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
+            rc = seek_receipt(cursor, seq, &key, &data)
             while rc == 0:
-                seq = key_of(&key)
-                if seq > last:
+                # Checked before its number is looked at: a damaged key must not end the walk.
+                rc = check_receipt(&key, &data)
+                if rc or key_of(&key) > last:
                     break
-                cell = <Cell*>data.at
-                if data.size != sizeof(Cell) or cell.crc != crc32(
-                    RECEIPT_SEED ^ <uint32_t>seq, &cell.value, 8
-                ):
-                    raise StoreCorrupt(f"the receipt of event {seq} is damaged")
-                found[seq] = <int64_t>cell.value
+                found[key_of(&key)] = <int64_t>(<Cell*>data.at).value
                 rc = lm.cursor_get(cursor, &key, &data, NEXT)
+            if rc == DAMAGED:
+                raise StoreCorrupt(f"a receipt of the events {seq} to {last} is damaged")
             if rc != NOTFOUND:
                 check(rc, "cannot read the receipts")
             return found
@@ -423,7 +428,7 @@ cdef class LmdbLog:
         """Numbers and bytes of the durable seals from `from_commit` on, checked."""
         cdef Val key, data
         cdef list found = []
-        cdef uint64_t number = from_commit, number_key = big_endian(number)
+        cdef uint64_t number = max(from_commit, <uint64_t>1), number_key = big_endian(number)
         cdef uint64_t newest = self.state().commit
         cdef int rc
         cdef void* cursor = self.env.begin_cursor(self.dbs.commits)
@@ -438,8 +443,10 @@ cdef class LmdbLog:
                     raise StoreCorrupt(f"the seal of commit {number} is damaged")
                 found.append((number, PyBytes_FromStringAndSize(<char*>data.at, data.size)))
                 rc = lm.cursor_get(cursor, &key, &data, NEXT)
-            if rc != NOTFOUND:
-                check(rc, "cannot read the commits")
+            if not found:
+                number -= 1
+            if <uint64_t>len(found) < limit and number < newest:
+                raise StoreCorrupt(f"the seal of commit {number + 1} is missing from the log")
             return found
         finally:
             self.env.end_cursor(cursor)
@@ -472,10 +479,13 @@ cdef bint lies_inside(void* txn, Dbi dbi, uint64_t seq) noexcept nogil:
     """Whether `seq` lies between the first and the last key, so that it should be there."""
     cdef Val key, data
     cdef void* cursor
-    cdef bint inside = False
+    cdef bint inside = True
     if lm.cursor_open(txn, dbi, &cursor):
         return True
-    if lm.cursor_get(cursor, &key, &data, FIRST) == 0 and key_of(&key) < seq:
-        inside = lm.cursor_get(cursor, &key, &data, LAST) == 0 and seq < key_of(&key)
+    cdef int rc = lm.cursor_get(cursor, &key, &data, FIRST)
+    if rc == NOTFOUND or (rc == 0 and key_of(&key) >= seq):
+        inside = False
+    elif rc == 0 and lm.cursor_get(cursor, &key, &data, LAST) == 0:
+        inside = seq < key_of(&key)
     lm.cursor_close(cursor)
     return inside

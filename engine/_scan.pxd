@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from engine._fold cimport DueKey
 from engine._lmdb cimport Val
 
 cdef enum:
@@ -41,6 +42,7 @@ cdef struct DueList:
     size_t count, room
     bint damaged
 
+cdef DueKey due_begin(uint8_t scale, int64_t from_ns) noexcept nogil
 cdef int gather_due(
     void* cursor, uint8_t scale, int64_t from_ns, int64_t to_ns, DueList* list
 ) noexcept nogil

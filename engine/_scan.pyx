@@ -127,19 +127,25 @@ cdef int by_due(const void* a, const void* b) noexcept nogil:
     return (left.id_low > right.id_low) - (left.id_low < right.id_low)
 
 
+cdef DueKey due_begin(uint8_t scale, int64_t from_ns) noexcept nogil:
+    """The key before all those of the hour of `from_ns`."""
+    cdef DueKey begin
+    memset(&begin, 0, sizeof(DueKey))
+    begin.scale, begin.hour = scale, big_endian_32(hour_of(from_ns))
+    return begin
+
+
 cdef int gather_due(
     void* cursor, uint8_t scale, int64_t from_ns, int64_t to_ns, DueList* list
 ) noexcept nogil:
     """Fill `list` with the dues in [from_ns, to_ns), sorted; their ids as they stand in memory.
     LMDB's error number, or -1 for no memory."""
     cdef Val key, data
-    cdef DueKey begin
+    cdef DueKey begin = due_begin(scale, from_ns)
     cdef DueKey* at
     cdef DueEntry* entry
     cdef void* room
     cdef int64_t due_ns
-    memset(&begin, 0, sizeof(DueKey))
-    begin.scale, begin.hour = scale, big_endian_32(hour_of(from_ns))
     key.size, key.at = sizeof(DueKey), &begin
     cdef int rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
     while rc == 0:

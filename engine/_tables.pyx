@@ -9,17 +9,43 @@ the newest slice, by the caller's thread; everything is copied out before it end
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
-from engine._crc cimport crc32
-from engine._fold cimport NameKey, TableDbs, check_cell
+from engine._fold cimport (
+    DueKey,
+    NameKey,
+    TableDbs,
+    check_cell,
+    check_name,
+    check_note,
+    check_row,
+)
 from engine._follow cimport Follower
-from engine._lmdb cimport NEXT, NOTFOUND, SET_RANGE, Environment, Val, check, lm
+from engine._lmdb cimport (
+    LAST,
+    NEXT,
+    NOTFOUND,
+    PREV,
+    SET_RANGE,
+    Dbi,
+    Environment,
+    Val,
+    check,
+    lm,
+)
 from engine._log cimport LmdbLog
-from engine._record cimport DONE_SEED, NAME_SEED, Cell, big_endian
-from engine._scan cimport DueList, Found, RowFilter, fill_filter, gather_due, scan_rows
+from engine._record cimport DONE_SEED, DUE_SEED, Cell, big_endian
+from engine._scan cimport (
+    DueList,
+    Found,
+    RowFilter,
+    due_begin,
+    fill_filter,
+    gather_due,
+    scan_rows,
+)
 
 from engine.errors import StoreCorrupt
 
@@ -64,7 +90,7 @@ cdef class LmdbTables:
         return self.follower.event_fd
 
     def expire(self, uint64_t trim_below, int64_t notes_before_ns) -> int:
-        """See `store.Tables`. A call that finds work costs one commit: call it every few seconds."""
+        """See `store.Tables`. A call that finds work costs one commit: make it a rare one."""
         return self.follower.expire(trim_below, notes_before_ns)
 
     def close(self) -> None:
@@ -88,7 +114,10 @@ cdef class LmdbTables:
 
     def row(self, bytes id not None) -> bytes | None:
         """See `store.TablesReader`."""
-        return self.env.read(self.dbs.timers, id)
+        found = self.env.read(self.dbs.timers, id)
+        if found is None:
+            self.check_around(self.dbs.timers, id)
+        return found
 
     def done(self, bytes id not None) -> int:
         """See `store.TablesReader`."""
@@ -97,40 +126,43 @@ cdef class LmdbTables:
         key.size, key.at = len(id), <char*>id
         cdef void* txn = self.env.begin_read()
         try:
-            if lm.get(txn, self.dbs.timers, &key, &data) == 0:
+            rc = lm.get(txn, self.dbs.timers, &key, &data)
+            if rc == 0:
                 return 0
+            if rc != NOTFOUND:
+                check(rc, "cannot read the timers")
             rc = lm.get(txn, self.dbs.done, &key, &data)
-            if rc == NOTFOUND:
-                return 0
-            check(rc, "cannot read the finished timers")
-            if check_cell(DONE_SEED, &key, &data):
-                raise StoreCorrupt(f"the row of the finished timer {id.hex()} is damaged")
-            return (<Cell*>data.at).value
+            if rc == 0:
+                if check_cell(DONE_SEED, &key, &data):
+                    raise StoreCorrupt(f"the row of the finished timer {id.hex()} is damaged")
+                return (<Cell*>data.at).value
         finally:
             self.env.end_read()
+        if rc != NOTFOUND:
+            check(rc, "cannot read the finished timers")
+        self.check_around(self.dbs.timers, id)
+        self.check_around(self.dbs.done, id)
+        return 0
 
     def named(self, uint64_t name_hash) -> list[bytes]:
         """See `store.TablesReader`."""
         cdef Val key, data
         cdef list found = []
-        cdef uint32_t crc
         cdef NameKey begin
-        cdef NameKey* at
+        cdef int rc
         memset(&begin, 0, sizeof(NameKey))
         begin.hash = big_endian(name_hash)
+        self.check_around(self.dbs.names, PyBytes_FromStringAndSize(<char*>&begin, sizeof(NameKey)))
         key.size, key.at = sizeof(NameKey), &begin
-        cdef int rc
         cdef void* cursor = self.env.begin_cursor(self.dbs.names)
         try:
             rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
             while rc == 0:
-                at = <NameKey*>key.at
-                if at.hash != begin.hash:
-                    break
-                crc = crc32(NAME_SEED, key.at, key.size)
-                if data.size != 4 or memcmp(data.at, &crc, 4):
+                if check_name(&key, &data):
                     raise StoreCorrupt("a row of the names index is damaged; rebuild the due index")
-                found.append(PyBytes_FromStringAndSize(<char*>at.id, 16))
+                if (<NameKey*>key.at).hash != begin.hash:
+                    return found
+                found.append(PyBytes_FromStringAndSize(<char*>(<NameKey*>key.at).id, 16))
                 rc = lm.cursor_get(cursor, &key, &data, NEXT)
             if rc != NOTFOUND:
                 check(rc, "cannot read the names")
@@ -142,6 +174,8 @@ cdef class LmdbTables:
         """See `store.TablesReader`. The GIL is free meanwhile; 15 M entries/s in order."""
         cdef DueList found
         cdef int rc
+        cdef DueKey begin = due_begin(scale, from_ns)
+        self.check_around(self.dbs.due, PyBytes_FromStringAndSize(<char*>&begin, sizeof(DueKey)))
         memset(&found, 0, sizeof(DueList))
         cdef void* cursor = self.env.begin_cursor(self.dbs.due)
         try:
@@ -176,7 +210,9 @@ cdef class LmdbTables:
             check(rc, "cannot read the timers")
             last = PyBytes_FromStringAndSize(<char*>found.last, 16)
             if found.damaged:
-                raise StoreCorrupt(f"the row of timer {last.hex()} does not agree with its checksum")
+                raise StoreCorrupt(
+                    f"the row of timer {last.hex()} does not agree with its checksum"
+                )
             return rows_of(&found), b"" if found.at_end else last
         finally:
             self.env.end_cursor(cursor)
@@ -184,7 +220,42 @@ cdef class LmdbTables:
 
     def note(self, bytes key not None) -> bytes | None:
         """See `store.TablesReader`."""
-        return self.env.read(self.dbs.notes, key)
+        found = self.env.read(self.dbs.notes, key)
+        if found is None:
+            self.check_around(self.dbs.notes, key)
+        return found
+
+    cdef int check_around(self, Dbi dbi, bytes missed) except -1:
+        """Raise StoreCorrupt if one of the two rows beside the key that was not found is damaged.
+
+        A flipped bit of a key leaves its row where it was, so it is beside the place it is missed
+        at: this is how a damaged key is told from one that was never there.
+        """
+        cdef Val key, data
+        cdef int rc, bad = 0
+        key.size, key.at = len(missed), <char*>missed
+        cdef void* cursor = self.env.begin_cursor(dbi)
+        rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
+        if rc == 0:
+            bad = self.check_one(dbi, &key, &data)
+            rc = lm.cursor_get(cursor, &key, &data, PREV)
+        elif rc == NOTFOUND:
+            rc = lm.cursor_get(cursor, &key, &data, LAST)
+        if rc == 0:
+            bad = bad or self.check_one(dbi, &key, &data)
+        self.env.end_cursor(cursor)
+        if bad or rc not in (0, NOTFOUND):
+            raise StoreCorrupt(f"a row of the tables beside the key {missed.hex()} is damaged")
+        return 0
+
+    cdef int check_one(self, Dbi dbi, const Val* key, const Val* data) noexcept nogil:
+        if dbi == self.dbs.timers:
+            return -1 if key.size != 16 else check_row(key.at, data)
+        if dbi == self.dbs.notes:
+            return check_note(key, data)
+        if dbi == self.dbs.names:
+            return check_name(key, data)
+        return check_cell(DONE_SEED if dbi == self.dbs.done else DUE_SEED, key, data)
 
 
 cdef list rows_of(const Found* found):

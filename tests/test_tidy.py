@@ -34,7 +34,7 @@ EDGES = {
     },
     "time": {"minoots/transport.py", "minoots/aio.py"},
     "subprocess": {"minoots/cli/demo.py"},
-    "socket": {"edgenode/serve.py"},
+    "socket": {"edgenode/serve.py", "edgenode/doors/zeromq.py"},
     "numpy": set(),
     "random": {"edgenode/virtual.py", "minoots/requests.py"},
 }

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Protocol
-from urllib.parse import quote
 
 import orjson
 
@@ -25,7 +23,6 @@ DRAIN_MAX = 1_000  # subscriptions taken in one go
 SUBSCRIPTIONS_MAX = 10_000  # prefixes remembered; with more, everything is wanted
 WANTED_MAX = 4_096  # answers of `wanted` remembered
 QUEUE_MAX = 1_024  # events queued; at this they are sent without waiting for `flush`
-NAMES_MAX = 4_096  # encoded names remembered
 
 SUBSCRIBE, UNSUBSCRIBE = 1, 0
 
@@ -45,16 +42,6 @@ class Outlet(Protocol):
 
     def send(self, messages: list[tuple[bytes, ...]]) -> int:
         """Send to everybody who has subscribed and can take it."""
-
-
-@lru_cache(NAMES_MAX)
-def _encoded(name: str) -> str:
-    return quote(name, safe="")
-
-
-def topic(tenant: str, type: str, name: str, timer_id: str) -> bytes:
-    """The topic of a timer's event: t/<tenant>/e/<short type>/<name, percent-encoded>/<id>."""
-    return f"t/{tenant}/e/{type}/{_encoded(name)}/{timer_id}".encode()
 
 
 def _anybody(prefix: bytes) -> bool:
@@ -81,8 +68,6 @@ class EventsDoor:
         self._untracked_count = 0
         self._wanted: dict[bytes, bool] = {}
         self.take_subscriptions()
-
-    topic = staticmethod(topic)
 
     @property
     def subscriptions_count(self) -> int:

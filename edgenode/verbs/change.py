@@ -9,11 +9,10 @@ import msgspec
 from edgenode import fire
 from edgenode.call import Call
 from edgenode.definitions import limits_of, replace_rule, time_of
-from edgenode.encode import view
 from edgenode.ledger import Ledger, Timer
 from edgenode.verbs.find import find, read_filter, read_id
 from engine import schedule as rules
-from engine.record import Kind, Scale, unpack_blob
+from engine.record import Kind, Scale, rule_of, unpack_blob
 from engine.schedule import Occurrence
 from engine.timer import TERMINAL, Reason, State
 from minoots.wire import bodies
@@ -29,17 +28,6 @@ Steps = Generator[int, None, bytes]
 
 SCAN_LIMIT = 256  # timers of a filter that are decided before others go on
 SCAN_BUDGET = 20_000  # rows looked at in one step
-
-
-def shown(ledger: Ledger, call: Call, timer: Timer) -> bytes:
-    """The view of a timer as it is now."""
-    return view(
-        timer.image,
-        unpack_blob(timer.blob),
-        tenant=call.principal.tenant,
-        shift_ns=call.now.shift_ns,
-        position=ledger.position(timer.image),
-    )
 
 
 def _open(
@@ -74,7 +62,7 @@ def cancel(ledger: Ledger, call: Call) -> Steps:
     """`timer.cancel`: it will not fire again."""
     asked = call.read(_target)
     timer = yield from _open(ledger, call, asked.id, asked.name)
-    return shown(ledger, call, _cancel(ledger, timer))
+    return ledger.view(_cancel(ledger, timer))
 
 
 def _cancel(ledger: Ledger, timer: Timer) -> Timer:
@@ -159,7 +147,7 @@ def reschedule(ledger: Ledger, call: Call) -> Steps:
         after["due_ns"] = timing.first.due_ns
     due_utc_ns = timing.first.due_ns + shift_ns
     timer = ledger.change(Kind.RESCHEDULED, timer, blob=blob, told_due_ns=due_utc_ns, **after)
-    return shown(ledger, call, timer)
+    return ledger.view(timer)
 
 
 def extend(ledger: Ledger, call: Call) -> Steps:
@@ -171,7 +159,7 @@ def extend(ledger: Ledger, call: Call) -> Steps:
         raise refusal("validation", f"by: {error}", pointer="/by") from None
     timer = yield from _open(ledger, call, asked.id, asked.name)
     image = timer.image
-    rule = rules.unpack_rule(unpack_blob(timer.blob).rule)
+    rule = rules.unpack_rule(rule_of(timer.blob))
     coming = Occurrence(image.occurrence, image.due_ns + by_ns)
     shift_ns = call.now.shift_ns if image.scale == Scale.STEADY else 0
     if rules.allowed(rule, coming, shift_ns=shift_ns) is None:
@@ -184,7 +172,7 @@ def extend(ledger: Ledger, call: Call) -> Steps:
         after["left_ns"] = image.left_ns + by_ns
     due_utc_ns = coming.due_ns + shift_ns
     timer = ledger.change(Kind.RESCHEDULED, timer, blob=blob, told_due_ns=due_utc_ns, **after)
-    return shown(ledger, call, timer)
+    return ledger.view(timer)
 
 
 def pause(ledger: Ledger, call: Call) -> Steps:
@@ -192,7 +180,7 @@ def pause(ledger: Ledger, call: Call) -> Steps:
     asked = call.read(_target)
     timer = yield from _open(ledger, call, asked.id, asked.name)
     if timer.image.state == State.PAUSED:
-        return shown(ledger, call, timer)
+        return ledger.view(timer)
     left_ns = max(ledger.deadline_ns(timer.image) - call.now.steady_ns, 1)
     timer = ledger.change(
         Kind.PAUSED,
@@ -202,7 +190,7 @@ def pause(ledger: Ledger, call: Call) -> Steps:
         reason=int(Reason.BY_CLIENT),
         left_ns=left_ns,
     )
-    return shown(ledger, call, timer)
+    return ledger.view(timer)
 
 
 def resume(ledger: Ledger, call: Call) -> Steps:
@@ -212,9 +200,9 @@ def resume(ledger: Ledger, call: Call) -> Steps:
     asked = call.read(_target)
     timer = yield from _open(ledger, call, asked.id, asked.name)
     if timer.image.state != State.PAUSED:
-        return shown(ledger, call, timer)
+        return ledger.view(timer)
     image, now = timer.image, call.now
-    rule = rules.unpack_rule(unpack_blob(timer.blob).rule)
+    rule = rules.unpack_rule(rule_of(timer.blob))
     blob = b""
     if image.scale == Scale.WALL:
         due_ns = image.due_ns
@@ -239,11 +227,11 @@ def resume(ledger: Ledger, call: Call) -> Steps:
         due_ns=due_ns,
         left_ns=0,
     )
-    return shown(ledger, call, timer)
+    return ledger.view(timer)
 
 
 def trigger(ledger: Ledger, call: Call) -> Steps:
     """`timer.trigger`: fire now. A one-shot is completed by it."""
     asked = call.read(_target)
     timer = yield from _open(ledger, call, asked.id, asked.name)
-    return shown(ledger, call, fire.trigger(ledger, timer))
+    return ledger.view(fire.trigger(ledger, timer))

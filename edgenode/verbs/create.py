@@ -7,9 +7,8 @@ import orjson
 
 from edgenode.call import Call, problem_json
 from edgenode.definitions import DECODE_ERRORS, Plan, faults_of, plan
-from edgenode.encode import view
 from edgenode.ledger import Ledger
-from engine.record import Event, Image, Scale, unpack_blob
+from engine.record import EVENT_HEAD_BYTES, Image, Scale, unpack_event
 from engine.timer import Reason, State
 from minoots.wire.bodies import SCHEDULE_MANY_MAX, ScheduleMany, ScheduleManyRaw
 from minoots.wire.definition import Definition
@@ -31,7 +30,7 @@ def schedule(ledger: Ledger, call: Call) -> bytes:
 
 
 def _create(ledger: Ledger, call: Call, made: Plan) -> bytes:
-    id, id_text = ledger.new_id()
+    id = ledger.new_id()
     now, first = call.now, made.first
     image = Image(
         id,
@@ -48,14 +47,8 @@ def _create(ledger: Ledger, call: Call, made: Plan) -> bytes:
         Reason.NONE,
     )
     shift_ns = now.shift_ns if made.scale == Scale.STEADY else 0
-    ledger.create(image, made.blob, first.due_ns + shift_ns)
-    return view(
-        image,
-        unpack_blob(made.blob),
-        tenant=call.principal.tenant,
-        shift_ns=now.shift_ns,
-        id_text=id_text,
-    )
+    data = ledger.create(image, made.blob, first.due_ns + shift_ns)
+    return ledger.encoder.view(data, EVENT_HEAD_BYTES, now.shift_ns)
 
 
 def schedule_many(ledger: Ledger, call: Call) -> bytes:
@@ -137,12 +130,12 @@ def _refuse_any(plans: list[Plan | Refused]) -> None:
 # --------------------------------------------------------------- the same reply again, from the log
 
 
-def reply_of_one(ledger: Ledger, record: Event, tenant: str) -> bytes:
-    """The reply that `timer.schedule` gave when it wrote `record`."""
-    image = record.image
-    assert image is not None
-    shift_ns = record.due_ns - image.due_ns if image.scale == Scale.STEADY else 0
-    return view(image, unpack_blob(record.blob), tenant=tenant, shift_ns=shift_ns)
+def reply_of_one(ledger: Ledger, seq: int, data: bytes) -> bytes:
+    """The reply that `timer.schedule` gave when it wrote the record at `seq`."""
+    record = unpack_event(seq, data)
+    assert record.image is not None
+    shift_ns = record.due_ns - record.image.due_ns if record.image.scale == Scale.STEADY else 0
+    return ledger.encoder.view(data, EVENT_HEAD_BYTES, shift_ns)
 
 
 def keep_of_many(body: bytes) -> bytes:
@@ -154,9 +147,9 @@ def keep_of_many(body: bytes) -> bytes:
     return orjson.dumps({"size": len(results), "problems": kept}) if kept else b""
 
 
-def reply_of_many(ledger: Ledger, records: list[Event], kept: bytes, tenant: str) -> bytes:
-    """The reply that `timer.schedule_many` gave when it wrote `records`."""
-    views = iter([reply_of_one(ledger, record, tenant) for record in records])
+def reply_of_many(ledger: Ledger, first_seq: int, records: list[bytes], kept: bytes) -> bytes:
+    """The reply that `timer.schedule_many` gave when it wrote `records`, from `first_seq` on."""
+    views = iter([reply_of_one(ledger, seq, data) for seq, data in enumerate(records, first_seq)])
     if not kept:
         return b'{"results":[' + b",".join(views) + b"]}"
     memory = orjson.loads(kept)

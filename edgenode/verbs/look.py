@@ -10,12 +10,21 @@ import orjson
 
 from edgenode.call import Call
 from edgenode.definitions import label_needle, time_of
-from edgenode.encode import KIND_NAMES, event, time_of_event
+from edgenode.encode import KIND_NAMES, time_of_event
 from edgenode.ledger import Ledger
-from edgenode.verbs.change import SCAN_BUDGET, shown, unpack_id
+from edgenode.verbs.change import SCAN_BUDGET, unpack_id
 from edgenode.verbs.find import find, read_filter, read_id
 from engine import schedule as rules
-from engine.record import FLAG_IMAGE, Event, Kind, Scale, unpack_blob, unpack_event
+from engine.record import (
+    FLAG_IMAGE,
+    Event,
+    Kind,
+    Scale,
+    check_event,
+    rule_of,
+    unpack_blob,
+    unpack_event,
+)
 from engine.schedule import Occurrence
 from engine.timer import TERMINAL, State
 from minoots.wire import bodies
@@ -40,7 +49,7 @@ def get(ledger: Ledger, call: Call) -> Steps:
     """`timer.get`: one timer, ended ones too while the log keeps them."""
     asked = call.read(_target)
     timer = yield from find(ledger, asked.id, asked.name)
-    return shown(ledger, call, timer)
+    return ledger.view(timer)
 
 
 def _page_size(limit: int) -> int:
@@ -98,7 +107,7 @@ def _page(ledger: Ledger, call: Call) -> Generator[int, None, tuple[list[bytes],
         for row in rows:
             timer = ledger.load(unpack_id(row))
             if timer is not None and timer.image.state not in TERMINAL:
-                items.append(shown(ledger, call, timer))
+                items.append(ledger.view(timer))
                 size += len(items[-1])
         if not after:
             break
@@ -134,7 +143,7 @@ def next_dues(ledger: Ledger, call: Call) -> Steps:
         image = timer.image
         if image.state != State.SCHEDULED:
             return b'{"occurrence":0,"dues":[]}'
-        rule = rules.unpack_rule(unpack_blob(timer.blob).rule)
+        rule = rules.unpack_rule(rule_of(timer.blob))
         scale, coming = image.scale, Occurrence(image.occurrence, image.due_ns)
     shift_ns = call.now.shift_ns if scale == Scale.STEADY else 0
     dues: list[str] = []
@@ -155,19 +164,19 @@ def history(ledger: Ledger, call: Call) -> Steps:
         seq = timer.image.seq
     else:
         seq = _history_seq(asked.cursor, ledger)
-    found: list[Event] = []
+    found: list[bytes] = []
     while seq and len(found) < limit:
-        record = ledger.event(seq)
-        if record is None:
+        data = ledger.record(seq)
+        if data is None:
             break
+        record = unpack_event(seq, data)
         if record.image is None or record.image.id != id:
             raise _bad_cursor(asked.cursor or "")
         if seq not in ledger.unreleased:  # an expiration is not shown before its instant
-            found.append(record)
+            found.append(_shown_event(ledger, record, data))
         seq = record.prev_seq
-    found.reverse()
-    events = [_shown_event(ledger, record) for record in found]
-    cursor = b'"%d"' % seq if seq and ledger.event(seq) is not None else b"null"
+    events = found[::-1]
+    cursor = b'"%d"' % seq if seq and ledger.record(seq) is not None else b"null"
     return b'{"events":[%b],"next_cursor":%b}' % (b",".join(events), cursor)
 
 
@@ -177,13 +186,14 @@ def _history_seq(text: str, ledger: Ledger) -> int:
     return int(text)
 
 
-def _shown_event(ledger: Ledger, record: Event) -> bytes:
+def _shown_event(ledger: Ledger, record: Event, data: bytes) -> bytes:
+    seq = record.seq
     fired_ns = None
     if record.kind == Kind.EXPIRED:
-        fired_ns = ledger.fired.get(record.seq)
+        fired_ns = ledger.fired.get(seq)
         if fired_ns is None:
-            fired_ns = ledger.log.receipts(record.seq, record.seq).get(record.seq)
-    return event(ledger.identity, record, fired_ns=fired_ns)
+            fired_ns = ledger.log.receipts(seq, seq).get(seq)
+    return ledger.encoder.event(seq, data, -1 if fired_ns is None else fired_ns)
 
 
 def replay(ledger: Ledger, call: Call) -> Steps:
@@ -211,8 +221,9 @@ def replay(ledger: Ledger, call: Call) -> Steps:
         for data in page:
             scanned += 1
             if _matches(data, types, needles, prefix):
-                fired_ns = ledger.fired.get(seq) or receipts.get(seq)
-                events.append(event(ledger.identity, unpack_event(seq, data), fired_ns=fired_ns))
+                check_event(seq, data)
+                fired_ns = ledger.fired.get(seq) or receipts.get(seq, -1)
+                events.append(ledger.encoder.event(seq, data, fired_ns))
                 size += len(events[-1])
             seq += 1
             if len(events) == limit or size >= PAGE_BYTES_MAX:

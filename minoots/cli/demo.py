@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -21,6 +20,7 @@ from minoots.client import Client
 from minoots.event import Event
 from minoots.transport import monotonic_s
 from minoots.wire.problems import MinootsError, Unreachable
+from minoots.wire.times import format_instant, parse_instant
 
 START_S = 15.0
 
@@ -119,8 +119,9 @@ def _show(folder: Path, pid: int, seconds: float) -> int:
 def _schedule_all(client: Client, seconds: float, tally: Tally) -> None:
     """After, at, every, fixed delay; one is cancelled, one rescheduled, one triggered."""
     step = seconds / 8
-    client.schedule("tea", after=step * 2, payload={"say": "tea is ready"})
-    client.schedule("standup", at=datetime.now(UTC) + timedelta(seconds=step * 3))
+    tea = client.schedule("tea", after=step * 2, payload={"say": "tea is ready"})
+    at_ns = parse_instant(tea.created_at) + round(step * 3e9)
+    client.schedule("standup", at=format_instant(at_ns))
     client.schedule("heartbeat", every=step, max_occurrences=5)
     client.schedule("poll", every=step * 1.5, mode="fixed_delay", max_occurrences=3)
     wrong = client.schedule("wrong-number", after=step * 4, labels={"team": "ops"})

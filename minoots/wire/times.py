@@ -168,7 +168,7 @@ class IdMaker:
     random_bits(n) gives n random bits: the caller's seeded or system source.
     """
 
-    __slots__ = ("_count", "_high", "_low4", "_ms", "_text")
+    __slots__ = ("_count", "_high", "_low4", "_ms")
 
     COUNT_MAX = 1 << 20
 
@@ -177,7 +177,6 @@ class IdMaker:
         self._ms = -1
         self._high = b""
         self._low4 = 0
-        self._text = ""
 
     def begin(self, utc_ns: int, random_bits: int) -> None:
         """Start a turn: `random_bits` is a fresh random integer of 54 bits.
@@ -192,15 +191,11 @@ class IdMaker:
         number = ms << 80 | 7 << 76 | (rand_a & 0xFFF) << 64 | 2 << 62 | rand_b << 20
         self._high = (number >> 24).to_bytes(13, "big")
         self._low4 = number & 0xF00000
-        self._text = format_id(number.to_bytes(16, "big"))[:26]
         self._count = 0
 
-    def make(self) -> tuple[bytes, str]:
-        """The next id as 16 bytes and as text; after COUNT_MAX in one turn, an AssertionError."""
+    def make(self) -> bytes:
+        """The next id; after COUNT_MAX in one turn, an AssertionError."""
         count = self._count
         assert count < self.COUNT_MAX, "more ids in one turn than the counter holds"
         self._count = count + 1
-        return (
-            self._high + (self._low4 | count).to_bytes(3, "big"),
-            f"{self._text}{_PAIRS[count >> 10]}{_PAIRS[count & 1023]}",
-        )
+        return self._high + (self._low4 | count).to_bytes(3, "big")

@@ -12,6 +12,7 @@ from minoots.wire.problems import Refused, refusal
 from minoots.wire.times import (
     SECOND,
     format_duration,
+    format_id,
     format_instant,
     parse_duration,
     parse_instant,
@@ -88,7 +89,7 @@ def timer_schedule(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
         "created_at": format_instant(node.now_ns()),
         "payload": None,
     }
-    timer |= body | {"id": node.ids.make()[1]}
+    timer |= body | {"id": format_id(node.ids.make())}
     node.timers[timer["id"]] = timer
     node._arm(timer, due_ns)
     node._append("timer.scheduled", timer, due=timer["due"])

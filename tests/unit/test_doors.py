@@ -335,7 +335,7 @@ def test_a_peer_cannot_take_over_another_s_name(doors: Doors, peers: Peers) -> N
 
 def publish(doors: Doors, count: int, size: int = 100, type: str = "timer.expired") -> None:
     for seq in range(count):
-        topic = doors.events.topic("default", type, "n", f"tmr_{seq}")
+        topic = f"t/default/e/{type}/n/tmr_{seq}".encode()
         doors.events.publish("default", type, topic, seq, 0, bytes(size))
     doors.flush()
 

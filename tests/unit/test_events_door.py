@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from edgenode.doors import events
-from edgenode.doors.events import EventsDoor, topic
+from edgenode.doors.events import EventsDoor
 
 Frames = tuple[bytes, ...]
 
@@ -150,19 +150,3 @@ def test_a_heartbeat_says_how_far_everything_is() -> None:
     }
     assert json.loads(second[2])["total"] == 0
     assert json.loads(second[2])["clock_error_us"] == 4
-
-
-@pytest.mark.parametrize(
-    ("name", "level"),
-    [
-        ("backup-db", b"backup-db"),
-        ("", b""),
-        ("a/b c%", b"a%2Fb%20c%25"),
-        ("größe", b"gr%C3%B6%C3%9Fe"),
-        ("line\nbreak\0", b"line%0Abreak%00"),
-    ],
-)
-def test_a_name_is_one_level_of_its_topic(name: str, level: bytes) -> None:
-    made = topic("default", "timer.expired", name, "tmr_01")
-    assert made == b"t/default/e/timer.expired/" + level + b"/tmr_01"
-    assert EventsDoor.topic("default", "timer.expired", name, "tmr_01") == made

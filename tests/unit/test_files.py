@@ -202,6 +202,7 @@ def end_of_reading(path: Path) -> int:
     """Read what `filled` wrote, in every way there is."""
     try:
         with opened(path) as (log, tables, _):
+            catch_up(log, tables)  # damage may bring back an older slice: then it is made again
             raw = log.events(1, EVERYTHING, EVERYTHING)
             events = [unpack_event(seq, data) for seq, data in enumerate(raw, 1)]
             whole = [e.image is not None and e.image.seq == e.seq for e in events] == [True] * 31

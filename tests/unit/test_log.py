@@ -235,7 +235,7 @@ def test_the_format_stamp_is_checked(tmp_path: Path) -> None:
 
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
-    from engine._lmdb import pack_stamp
+    from engine._lmdb import pack_stamp  # type: ignore[import-not-found]
 
     filled(tmp_path)
     with behind(tmp_path / "log", b"meta") as (txn, _):
