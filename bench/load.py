@@ -123,6 +123,9 @@ def result_of(client: subprocess.Popen[str]) -> dict[str, Any]:
     assert client.stdout is not None
     line = client.stdout.readline()
     client.wait(30)
+    for pipe in (client.stdin, client.stdout):
+        assert pipe is not None
+        pipe.close()
     found: dict[str, Any] = json.loads(line)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
+FIRST_NS = 25_000_000  # before anything is known of the disk
 SAMPLES_MAX = 1_024
 QUANTILE_PER_MILLE = 999
 TIGHTEN_EVERY = 128
@@ -21,16 +22,13 @@ class Lead:
         self._highest_ns = highest_ns
         self._samples: deque[int] = deque(maxlen=SAMPLES_MAX)
         self._since = 0
-        self.ns = lowest_ns
+        self.ns = min(max(FIRST_NS, lowest_ns), highest_ns)
 
     def feed(self, took_ns: int) -> None:
         """One turn that held a fire took this long from the decision to the disk."""
         self._samples.append(took_ns)
         self._since += 1
-        wanted = self._bounded(took_ns)
-        if wanted > self.ns and len(self._samples) < SAMPLES_MAX:
-            self.ns = wanted
-        if self._since >= TIGHTEN_EVERY or wanted > self.ns:
+        if self._since >= TIGHTEN_EVERY or self._bounded(took_ns) > self.ns:
             self._since = 0
             ranked = sorted(self._samples)
             at = min(len(ranked) * QUANTILE_PER_MILLE // 1_000, len(ranked) - 1)

@@ -27,13 +27,15 @@ from edgenode.node import Node
 from edgenode.principal import Principal
 from edgenode.publish import Publisher, ReleaseQueue
 from edgenode.recovery import Recovered, anchor_note
-from engine.clock import Clock, Now
+from engine.clock import Clock, Now, Step
+from engine.errors import StoreFailed
 from engine.record import Kind
 from minoots.wire.problems import refusal
 
 FIRE_LIMIT = 512  # timers fired before requests are looked at again
 RELEASE_LIMIT = 256  # expirations released between two flushes
 SWEEP_BUDGET = 20_000
+GREETING_NS = 10_000_000  # between two heartbeats that greet newcomers
 
 
 class Pace(NamedTuple):
@@ -59,6 +61,9 @@ class Doors(Protocol):
 
     def flush(self) -> None:
         """Send the live events that were published."""
+
+    def newcomers(self) -> bool:
+        """Whether somebody has subscribed since the last time this was asked."""
 
     def dropped(self) -> dict[str, int]:
         """What could not be sent since the doors were opened."""
@@ -90,6 +95,7 @@ class Times:
     clock: int = 0
     upkeep: int = 0
     anchor: int = 0
+    beat: int = 0  # when the last heartbeat left
 
     def next(self) -> int:
         """The earliest of them."""
@@ -120,8 +126,11 @@ class Loop:
     def __post_init__(self) -> None:
         ledger = self.recovered.ledger
         ledger.breathe = self.release
+        self.node.lead_ns = self.metrics.lead_ns = self.lead.ns
         self.settled_commit = self.commit
         ledger.tables.follow(ledger.settled_seq, self.commit)
+        if self.recovered.timescale.resumed is not None:
+            self._tell_step(self.recovered.timescale.resumed)
         for seq, data in self.recovered.unreleased:
             self.publisher.tell(seq, data, ledger.now.shift_ns)
 
@@ -176,6 +185,11 @@ class Loop:
         before = self.recovered.ledger.next_seq
         try:
             decide()
+        except StoreFailed as error:
+            # The rest of what was drained is answered too; settling meets the failure again.
+            refused = refusal("read_only", f"the store failed: {error}", retry_after_ms=1_000)
+            answer = calls.problem(door, frames[0], calls.corr_of(frames), refused)
+            self.recovered.ledger.answers.append(answer)
         except Exception as error:
             if self.recovered.ledger.next_seq != before:
                 raise
@@ -216,14 +230,17 @@ class Loop:
         if ledger.must_commit(receipts_too=self.stopping):
             if not ledger.log.ready():
                 return
-            outcome = ledger.close_turn(self.commit + 1)
-            assert outcome.batch is not None
-            self.commit = ledger.log.submit(outcome.batch)
+            self.commit += 1
+            outcome = ledger.close_turn(self.commit)
         elif ledger.answers:
             outcome = ledger.close_turn(0)
         else:
             return
+        # Before the log has it: should the log have failed meanwhile, its answers are found here.
         self.under_way.append(UnderWay(self.commit, outcome, ledger.now.steady_ns))
+        if outcome.batch is not None:
+            number = ledger.log.submit(outcome.batch)
+            assert number == self.commit, f"the log calls {number} what is commit {self.commit}"
 
     def settle(self) -> None:
         """Let out what is durable by now."""
@@ -299,8 +316,10 @@ class Loop:
         now = self._tick()
         times, now_ns = self.times, now.steady_ns
         self.recovered.horizon.extend()
+        if self.doors.newcomers():  # they wait for a heartbeat to know that they are connected
+            times.heartbeat = min(times.heartbeat, times.beat + GREETING_NS)
         if now_ns >= times.heartbeat:
-            times.heartbeat = now_ns + self.pace.heartbeat
+            times.heartbeat, times.beat = now_ns + self.pace.heartbeat, now_ns
             self._heartbeat()
         if now_ns >= times.clock:
             times.clock = now_ns + self.pace.clock
@@ -321,12 +340,15 @@ class Loop:
         step = self.recovered.timescale.read(self.clock)
         if step is None:
             return
-        now = self._tick()
-        by_ns = step.after_shift_ns - step.before_shift_ns
-        say("warning", "clock_stepped", by_ns=by_ns, utc_ns=now.utc_ns)
-        self.node.ledger.tell(Kind.CLOCK_STEPPED, b'{"by_ns":%d}' % by_ns)
+        self._tick()
+        self._tell_step(step)
         self.node.ledger.remember(anchor_note(self.recovered.timescale, self.clock))
         self.recovered.horizon.stepped()
+
+    def _tell_step(self, step: Step) -> None:
+        by_ns = step.after_shift_ns - step.before_shift_ns
+        say("warning", "clock_stepped", by_ns=by_ns, utc_ns=self.node.ledger.now.utc_ns)
+        self.node.ledger.tell(Kind.CLOCK_STEPPED, b'{"by_ns":%d}' % by_ns)
 
     def _upkeep(self) -> None:
         """Forget what nobody needs: seqs the tables hold, old events, notes and finished timers."""

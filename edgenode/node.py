@@ -165,14 +165,14 @@ class Node:
             ledger.opened_ns = ledger.now.steady_ns
         try:
             if op.changes:
-                self._check_writable(op)
                 if call.header.idem is not None:
-                    self._check_notes()
                     key = idempotency.key_of(call)
                     replayed = self._recall(call, key)
                     if replayed is not None:
                         self._reply(call, replayed)
                         return
+                    self._check_notes()
+                self._check_writable(op)
             done = op.run(ledger, call)
             if isinstance(done, bytes):
                 self._finish(call, first_seq, key, done)

@@ -1,7 +1,9 @@
 """One node as a process: it opens store and doors, serves until told to stop, and says so.
 
-After a failed commit it opens the store again, rebuilds the node by the start-up path, answers
-what was waiting with a problem, and takes no writes until a commit has succeeded.
+After a failed commit it answers what was waiting, opens the store anew and rebuilds the node by the
+start-up path. It answers reads then, and neither takes writes nor fires until a commit has
+succeeded: what the disk lost is never taken for written. While the store cannot be opened at all,
+only what speaks of the node itself is answered.
 """
 
 from __future__ import annotations
@@ -17,29 +19,31 @@ from pathlib import Path
 
 import orjson
 
+from edgenode import call as calls
 from edgenode.call import Answer, problem
 from edgenode.config import Config
 from edgenode.doors.zeromq import Doors, open_doors
 from edgenode.lead import Lead
 from edgenode.logs import say
-from edgenode.loop import Loop
+from edgenode.loop import Loop, UnderWay
 from edgenode.metrics import Metrics
-from edgenode.node import Node
+from edgenode.node import FREE_OPS, Node
 from edgenode.publish import Publisher, ReleaseQueue
-from edgenode.recovery import anchor_note, recover
+from edgenode.recovery import PAGE_BYTES, PAGE_EVENTS, Recovered, anchor_note, recover
 from edgenode.verbs.about import About
 from engine._log import LmdbLog
 from engine._tables import LmdbTables
 from engine._wait import Waiter, set_timer_slack
-from engine.clock import OsClock
+from engine.clock import OsClock, Timescale
 from engine.errors import StoreFailed, StoreFull
 from engine.files import close_store, open_store
 from engine.record import Kind
-from minoots.wire.problems import refusal
+from minoots.wire.problems import Refused, refusal
 
 READY_FILE = "minoots.json"
 NODE_ID_FILE = "node.id"
-RETRY_NS = 1_000_000_000  # between two attempts to open a failed store again
+RETRY_NS = 1_000_000_000  # between two attempts to write to a failed store again
+RETRY_MS = RETRY_NS // 1_000_000
 TIMER_SLACK_NS = 1
 
 
@@ -55,6 +59,9 @@ class Serving:
     doors: Doors
     metrics: Metrics
     stop: bool = False
+    told: bool = False  # READY_FILE is written
+    node: Node | None = None  # the newest one
+    beat_ns: int = 0  # steady: when a heartbeat is due while the loop does not run
 
 
 def serve(config: Config, data_dir: Path) -> None:
@@ -111,17 +118,23 @@ def _node_id(data_dir: Path) -> str:
 
 
 def _serve_all(serving: Serving, store: Store | None) -> None:
-    """Serve; after a failed commit, again on a store that is opened anew."""
-    failed = ""
+    """Serve; after a failure of the store, again on one that is opened anew."""
+    owed: Owed | None = None
     while not serving.stop:
         if store is None:
-            store = _reopen(serving, failed)
+            assert owed is not None
+            store = _reopen(serving, owed)
             continue
-        loop = _build(serving, store, failed)
+        recovered = _recover(serving, store, owed)
+        loop = None
         try:
-            _run(serving, loop, failed)
+            if owed is not None:
+                _prove(serving, store, recovered, owed)
+            if not serving.stop:
+                loop = _loop(serving, store, recovered)
+                _run(serving, loop, owed)
         except StoreFailed as error:
-            failed = _after_failure(serving, loop, error)
+            owed = _after_failure(serving, recovered, loop, owed, error)
         try:
             store.close()
         except StoreFailed as error:
@@ -129,42 +142,27 @@ def _serve_all(serving: Serving, store: Store | None) -> None:
         store = None
 
 
-def _reopen(serving: Serving, failed: str) -> Store | None:
-    try:
-        return _open(serving.config, serving.data_dir)
-    except (StoreFailed, OSError) as error:
-        say("error", "store_reopen_failed", error=error, after=failed)
-        Waiter([]).wait(serving.clock.steady_boot_ns() + RETRY_NS)
-        return None
-
-
-def _build(serving: Serving, store: Store, failed: str) -> Loop:
+def _recover(serving: Serving, store: Store, owed: Owed | None) -> Recovered:
+    """From the store to a node that decides; what has left meanwhile has left."""
     config, clock, metrics = serving.config, serving.clock, serving.metrics
+    if owed is not None:
+        # The node before this one is let go first, and what it holds in cycles with it.
+        serving.node = None
+        gc.unfreeze()
+        gc.collect()
     began_ns = clock.steady_boot_ns()
     recovered = recover(config, serving.node_id, store.log, store.tables, clock, secrets.randbits)
     ledger = recovered.ledger
+    about = About(version("minoots"), serving.boot, serving.doors.endpoints, metrics)
+    if owed is not None:
+        about.writes_refused, about.full = owed.why, owed.code == "storage_full"
+        recovered = _keep_fired(recovered, owed)
+        _answer_undone(serving, owed, store.log.state().commit)
     metrics.started_ns = metrics.started_ns or ledger.now.steady_ns
-    about = About(version("minoots"), serving.boot, serving.doors.endpoints, metrics, failed)
-    node = Node(ledger, about)
-    queue = ReleaseQueue()
-    lead = Lead(config.engine.lead_min, config.engine.lead_max)
-    publisher = Publisher(ledger.identity, serving.doors.events, queue)
-    sleeper = _Sleeper(Waiter([*serving.doors.fds, store.log.fileno(), store.tables.fileno()]))
-    loop = Loop(
-        node,
-        recovered,
-        publisher,
-        queue,
-        serving.doors,
-        sleeper,
-        clock,
-        lead,
-        metrics,
-        store.log.state().commit,
-    )
+    serving.node = Node(ledger, about)
     took_ms = (clock.steady_boot_ns() - began_ns) // 1_000_000
     say(
-        "info",
+        "debug" if owed is not None else "info",
         "recovered",
         seq=ledger.next_seq - 1,
         pending=ledger.live_count,
@@ -172,7 +170,30 @@ def _build(serving: Serving, store: Store, failed: str) -> Loop:
         unreleased=len(recovered.unreleased),
         took_ms=took_ms,
     )
-    return loop
+    return recovered
+
+
+def _loop(serving: Serving, store: Store, recovered: Recovered) -> Loop:
+    assert serving.node is not None
+    config = serving.config
+    queue = ReleaseQueue()
+    return Loop(
+        serving.node,
+        recovered,
+        Publisher(recovered.ledger.identity, serving.doors.events, queue),
+        queue,
+        serving.doors,
+        _sleeper(serving, store),
+        serving.clock,
+        Lead(config.engine.lead_min, config.engine.lead_max),
+        serving.metrics,
+        store.log.state().commit,
+    )
+
+
+def _sleeper(serving: Serving, store: Store | None) -> _Sleeper:
+    fds = [] if store is None else [store.log.fileno(), store.tables.fileno()]
+    return _Sleeper(Waiter([*serving.doors.fds, *fds]))
 
 
 @dataclass(slots=True)
@@ -183,25 +204,14 @@ class _Sleeper:
         self.waiter.wait(boot_ns)
 
 
-def _run(serving: Serving, loop: Loop, failed: str) -> None:
+def _run(serving: Serving, loop: Loop, owed: Owed | None) -> None:
     ledger = loop.recovered.ledger
-    started = b'{"version":"%b","boot":"%b"}' % (
-        version("minoots").encode(),
-        serving.boot.encode(),
-    )
-    ledger.tell(Kind.NODE_STARTED, started)
-    ledger.remember(anchor_note(loop.recovered.timescale, serving.clock))
-    # The first commit proves the store: until it is durable nobody is told that we serve.
-    while not loop.settled_commit or loop.under_way or ledger.events:
-        loop.submit()
-        loop.settle()
-        if loop.under_way:
-            loop.sleeper.wait(serving.clock.steady_boot_ns() + RETRY_NS)
-        elif not ledger.events:
-            break
+    if owed is None:
+        _first_commit(serving, loop)
+    else:
+        _make_good(serving, loop, owed)
+        say("info", "writes_resumed", after=owed.why)
     loop.node.about.writes_refused = ""
-    if failed:
-        say("info", "writes_resumed", after=failed)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000)
@@ -210,7 +220,28 @@ def _run(serving: Serving, loop: Loop, failed: str) -> None:
     say("info", "stopped", seq=ledger.next_seq - 1, pending=ledger.live_count)
 
 
+def _first_commit(serving: Serving, loop: Loop) -> None:
+    """The first commit proves the store: until it is durable nobody is told that we serve."""
+    ledger = loop.recovered.ledger
+    started = b'{"version":"%b","boot":"%b"}' % (
+        version("minoots").encode(),
+        serving.boot.encode(),
+    )
+    ledger.tell(Kind.NODE_STARTED, started)
+    ledger.remember(anchor_note(loop.recovered.timescale, serving.clock))
+    while not loop.settled_commit or loop.under_way or ledger.events:
+        loop.submit()
+        loop.settle()
+        if loop.under_way:
+            loop.sleeper.wait(serving.clock.steady_boot_ns() + RETRY_NS)
+        elif not ledger.events:
+            break
+
+
 def _tell_ready(serving: Serving) -> None:
+    """Say once that requests are answered; the file is tried again while there is no room."""
+    if serving.told:
+        return
     path = serving.data_dir / READY_FILE
     facts = {
         "node_id": serving.node_id,
@@ -219,9 +250,13 @@ def _tell_ready(serving: Serving) -> None:
         "doors": serving.doors.endpoints,
     }
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(orjson.dumps(facts))
-    fresh.chmod(0o600)
-    fresh.replace(path)
+    try:
+        fresh.write_bytes(orjson.dumps(facts))
+        fresh.chmod(0o600)
+        fresh.replace(path)
+        serving.told = True
+    except OSError as error:
+        say("warning", "ready_file_failed", path=path, error=error)
     say(
         "info",
         "serving",
@@ -233,21 +268,190 @@ def _tell_ready(serving: Serving) -> None:
     _notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {serving.doors.endpoints['control']}")
 
 
-def _after_failure(serving: Serving, loop: Loop, error: StoreFailed) -> str:
-    """Tell who waits that their request was not done; return why writes are refused."""
+# ------------------------------------------------------------------- when the store has failed
+
+
+@dataclass(slots=True)
+class Owed:
+    """What a failed store leaves to be made good once it is open again.
+
+    code, why: what requests are refused with meanwhile. doubtful: turns that were submitted, and
+    nobody knows whether they are on disk. fired: what has left (seq -> when), its receipts not
+    durable. settled_seq: events up to it were given to the publisher.
+    """
+
+    code: str
+    why: str
+    timescale: Timescale
+    doubtful: list[UnderWay]
+    fired: dict[int, int]
+    settled_seq: int
+
+
+def _after_failure(
+    serving: Serving,
+    recovered: Recovered,
+    loop: Loop | None,
+    owed: Owed | None,
+    error: StoreFailed,
+) -> Owed:
+    """Answer all who wait and whose fate is known; return what is owed to the others."""
     full = isinstance(error, StoreFull)
-    why = "no room is left on the disk" if full else f"the store failed: {error}"
-    say("error", "commit_failed", error=error, full=full)
-    answers = loop.node.fail_all("storage_full" if full else "internal", why)
-    code, waiting = ("storage_full" if full else "internal"), loop.unanswered()
-    answers += [_refused(answer, code, why) for answer in waiting]
-    serving.doors.send(answers)
-    return why
+    code = "storage_full" if full else "read_only"
+    why = f"no room is left on the disk: {error}" if full else f"the store failed: {error}"
+    again = owed is not None and owed.why == why  # each second: once is enough to be told
+    say("debug" if again else "error", "commit_failed", error=error, full=full)
+    node, ledger = serving.node, recovered.ledger
+    assert node is not None
+    node.about.writes_refused, node.about.full = why, full
+    answers, doubtful, settled_seq = [], [], ledger.settled_seq
+    if loop is not None:
+        durable = ledger.log.state().commit
+        for turn in loop.under_way:
+            if turn.commit <= durable:
+                answers += turn.outcome.answers
+            else:
+                doubtful.append(turn)
+    elif owed is not None:
+        doubtful, settled_seq = owed.doubtful, owed.settled_seq
+    answers += [_refused(answer, code, why) for answer in ledger.answers]
+    serving.doors.send([*answers, *node.free_answers, *node.fail_all(code, why)])
+    return Owed(code, why, recovered.timescale, doubtful, ledger.fired, settled_seq)
 
 
 def _refused(answer: Answer, code: str, why: str) -> Answer:
     peer, _, _, corr, *_ = answer.frames
-    return problem(answer.door, peer, corr, refusal(code, why, retry_after_ms=1_000))
+    return problem(answer.door, peer, corr, refusal(code, why, retry_after_ms=RETRY_MS))
+
+
+def _refuse_doubtful(serving: Serving, turns: list[UnderWay], code: str, why: str) -> None:
+    waiting = [answer for turn in turns for answer in turn.outcome.answers]
+    serving.doors.send([_refused(answer, code, why) for answer in waiting])
+
+
+def _reopen(serving: Serving, owed: Owed) -> Store | None:
+    """The store, opened anew; or None, after a while in which nothing that needs it is done."""
+    try:
+        return _open(serving.config, serving.data_dir)
+    except (StoreFailed, OSError) as error:
+        say("error", "store_reopen_failed", error=error, after=owed.why)
+    unknown = f"{owed.why}; this may have been done: ask again with the same idempotency key"
+    _refuse_doubtful(serving, owed.doubtful, owed.code, unknown)
+    owed.doubtful = []
+    sleeper, until_ns = _sleeper(serving, None), serving.clock.steady_boot_ns() + RETRY_NS
+    while not serving.stop and serving.clock.steady_boot_ns() < until_ns:
+        _answer_without_store(serving, owed)
+        if not serving.doors.pending():
+            sleeper.wait(until_ns)
+    return None
+
+
+def _answer_without_store(serving: Serving, owed: Owed) -> None:
+    """One pass: what speaks of the node itself is answered by the last one, the rest refused."""
+    node = serving.node
+    assert node is not None
+    node.begin(owed.timescale.now(serving.clock))
+    answers = []
+    for door, frames, principal in serving.doors.drain(serving.config.limits.drain_max):
+        try:
+            call = calls.read(door, frames, principal, node.ledger.now)
+            run = FREE_OPS.get(call.header.op)
+            if run is None:
+                raise refusal(owed.code, owed.why, retry_after_ms=RETRY_MS)
+            answers.append(calls.final(call, run(node.ledger, call, node.about)))
+        except StoreFailed:  # `stats` asks the tables
+            refused = refusal(owed.code, owed.why, retry_after_ms=RETRY_MS)
+            answers.append(problem(door, frames[0], calls.corr_of(frames), refused))
+        except Refused as refused:
+            answers.append(problem(door, frames[0], calls.corr_of(frames), refused))
+    serving.doors.send(answers)
+    _beat(serving, owed)
+
+
+def _keep_fired(recovered: Recovered, owed: Owed) -> Recovered:
+    """Do not release again what has left this process: write its receipt down again."""
+    waiting = []
+    for seq, data in recovered.unreleased:
+        if seq in owed.fired:
+            recovered.ledger.receipt(seq, owed.fired[seq])
+        else:
+            waiting.append((seq, data))
+    return recovered._replace(unreleased=waiting)
+
+
+def _answer_undone(serving: Serving, owed: Owed, commit: int) -> None:
+    """Tell those whose turn is not in the log, which ends at `commit`, that it never happened."""
+    undone = [turn for turn in owed.doubtful if turn.commit > commit]
+    _refuse_doubtful(serving, undone, owed.code, f"{owed.why}; nothing was done")
+    owed.doubtful = [turn for turn in owed.doubtful if turn.commit <= commit]
+
+
+def _prove(serving: Serving, store: Store, recovered: Recovered, owed: Owed) -> None:
+    """Answer reads, until a commit and the tables behind it are on disk. Raises StoreFailed.
+
+    Nothing is decided and nothing fires. The attempt comes after a pause: once a second is enough
+    for a disk that stays full.
+    """
+    ledger, clock = recovered.ledger, serving.clock
+    node, sleeper = serving.node, _sleeper(serving, store)
+    assert node is not None
+    _tell_ready(serving)
+    probe, probe_ns = 0, clock.steady_boot_ns() + RETRY_NS
+    while not serving.stop:
+        _answer_reads(serving, recovered, owed)
+        if not probe and clock.steady_boot_ns() >= probe_ns:
+            ledger.remember(anchor_note(recovered.timescale, clock))
+            batch = ledger.close_turn(store.log.state().commit + 1).batch
+            assert batch is not None
+            probe = store.log.submit(batch)
+        if probe and store.log.durable() >= probe:
+            store.tables.follow(ledger.settled_seq, probe, now=True)
+            if store.tables.applied().commit >= probe:
+                ledger.fired.clear()
+                return
+        if not node.has_work and not serving.doors.pending():
+            sleeper.wait(clock.steady_boot_ns() + RETRY_NS if probe else probe_ns)
+
+
+def _answer_reads(serving: Serving, recovered: Recovered, owed: Owed) -> None:
+    """One pass without a commit: reads are answered, writes refused."""
+    node, ledger = serving.node, recovered.ledger
+    assert node is not None
+    node.begin(recovered.timescale.now(serving.clock))
+    for door, frames, principal in serving.doors.drain(serving.config.limits.drain_max):
+        node.accept(door, frames, principal)
+    if (call := node.next_later()) is not None:
+        node.decide_later(call)
+    node.resume(ledger.tables.applied().seq)
+    serving.doors.send([*node.free_answers, *ledger.close_turn(0).answers])
+    node.free_answers = []
+    _beat(serving, owed)
+
+
+def _beat(serving: Serving, owed: Owed) -> None:
+    """The heartbeat, once a second."""
+    node = serving.node
+    assert node is not None
+    now = node.ledger.now
+    if now.steady_ns < serving.beat_ns:
+        return
+    serving.beat_ns = now.steady_ns + RETRY_NS
+    identity = node.ledger.identity
+    floor = min(node.ledger.left_seq, owed.settled_seq)
+    serving.doors.heartbeat(identity.tenant, identity.epoch, floor, now.utc_ns)
+    serving.doors.flush()
+
+
+def _make_good(serving: Serving, loop: Loop, owed: Owed) -> None:
+    """Answer and publish what turned out to be in the log; expirations go by their own way."""
+    serving.doors.send([answer for turn in owed.doubtful for answer in turn.outcome.answers])
+    ledger, seq = loop.recovered.ledger, owed.settled_seq + 1
+    while page := ledger.log.events(seq, PAGE_EVENTS, PAGE_BYTES):
+        for data in page:
+            if data[5] != Kind.EXPIRED:
+                loop.publisher.tell(seq, data, ledger.now.shift_ns)
+            seq += 1
+    serving.doors.flush()
 
 
 def _notify(state: str) -> None:

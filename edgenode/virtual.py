@@ -70,6 +70,9 @@ class _Doors:
     def flush(self) -> None:
         self.events.flush()
 
+    def newcomers(self) -> bool:
+        return False
+
     def dropped(self) -> dict[str, int]:
         return {}
 

@@ -44,7 +44,7 @@ cdef int check_seal(uint64_t number, const Val* data) noexcept nogil:
         sizeof(SealHead) + sizeof(Receipt) * <size_t>seal.receipts_count + seal.notes_bytes
     ):
         return DAMAGED
-    if seal.crc != crc32(SEAL_SEED ^ <uint32_t>number, <char*>data.at + 4, data.size - 4):
+    if seal.crc != crc32(crc32(SEAL_SEED, &number, 8), <char*>data.at + 4, data.size - 4):
         return DAMAGED
     return 0
 
@@ -64,7 +64,7 @@ cdef int check_receipt(const Val* key, const Val* data) noexcept nogil:
     cdef const Cell* cell = <const Cell*>data.at
     if key.size != 8 or data.size != sizeof(Cell):
         return DAMAGED
-    if cell.crc != crc32(RECEIPT_SEED ^ <uint32_t>key_of(key), &cell.value, 8):
+    if cell.crc != crc32(crc32(RECEIPT_SEED, key.at, 8), &cell.value, 8):
         return DAMAGED
     return 0
 
@@ -167,7 +167,7 @@ cdef int take_seal(Job* job, batch, tuple notes) except -1:
         memcpy(at, &size, 4)
         memcpy(at + 4, <char*>note, size)
         at += 4 + size
-    seal.crc = crc32(SEAL_SEED ^ <uint32_t>job.number, <char*>seal + 4, job.seal_bytes - 4)
+    seal.crc = crc32(crc32(SEAL_SEED, &job.number, 8), <char*>seal + 4, job.seal_bytes - 4)
     return 0
 
 
@@ -241,7 +241,7 @@ cdef int put_receipts(void* txn, Dbi dbi, Job* job) noexcept nogil:
     for i in range(job.receipts_count):
         seq = big_endian(job.receipts[i].seq)
         cell.value = <uint64_t>job.receipts[i].fired_ns
-        cell.crc = crc32(RECEIPT_SEED ^ <uint32_t>job.receipts[i].seq, &cell.value, 8)
+        cell.crc = crc32(crc32(RECEIPT_SEED, &seq, 8), &cell.value, 8)
         rc = lm.cursor_put(cursor, &key, &data, APPEND)
         if rc == KEYEXIST:  # an earlier event's: not the last of the table
             rc = lm.cursor_put(cursor, &key, &data, 0)

@@ -121,7 +121,7 @@ cdef class LmdbLog:
         pthread_mutex_destroy(&self.lock)
 
     def submit(self, batch) -> int:
-        """See `store.Log`. 1 us and 20 ns an event."""
+        """See `store.Log`. 4 us and 13 ns an event."""
         self.raise_failed()
         self.let_go()
         assert self.submitted - self.released < UNDER_WAY_MAX, (

@@ -171,7 +171,7 @@ cdef class LmdbTables:
             self.env.end_cursor(cursor)
 
     def due(self, uint8_t scale, int64_t from_ns, int64_t to_ns) -> tuple[bytes, bytes]:
-        """See `store.TablesReader`. The GIL is free meanwhile; 15 M entries/s in order."""
+        """See `store.TablesReader`. The GIL is free meanwhile; 10 M entries/s."""
         cdef DueList found
         cdef int rc
         cdef DueKey begin = due_begin(scale, from_ns)

@@ -193,8 +193,7 @@ def _lock(data_dir: Path) -> int:
             f"store is locked by pid {pid or 'unknown'}; one node per directory", pid
         ) from None
     try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        os.pwrite(fd, b"%-19d\n" % os.getpid(), 0)  # in place: a full disk has room for that
     except OSError as error:
         os.close(fd)
         raise _failed(f"cannot write the lock in {data_dir}", error) from error

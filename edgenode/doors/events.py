@@ -4,9 +4,10 @@ The live feed may lose messages, and every loss can be seen: each event is count
 and for its type whether or not anybody listens, and carries both numbers. Who finds a gap, or a
 heartbeat that counts further than was heard, replays from the log.
 
-Of the subscriptions only their presence is kept. libzmq tells the first subscriber to a prefix and
-the last one gone, exactly, however often a peer repeats itself or vanishes; asked to tell of all
-(XPUB_VERBOSER) it tells each repetition but one end, and counts of them never come down to zero.
+Of the subscriptions only their presence is kept. libzmq tells of each subscriber to a prefix that
+comes (XPUB_VERBOSE) and of the last one gone, exactly, however often a peer repeats itself or
+vanishes; asked to tell of all that go (XPUB_VERBOSER) it tells each repetition but one end, and
+counts of them never come down to zero.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class EventsDoor:
         self._prefixes: set[bytes] = set()
         self._untracked_count = 0
         self._wanted: dict[bytes, bool] = {}
+        self._newcomers = False
         self.take_subscriptions()
 
     @property
@@ -87,8 +89,14 @@ class EventsDoor:
                     self._note(frames[0][0], frames[0][1:])
             self._wanted.clear()
 
+    def newcomers(self) -> bool:
+        """Whether somebody has subscribed since the last time this was asked."""
+        came, self._newcomers = self._newcomers, False
+        return came
+
     def _note(self, kind: int, prefix: bytes) -> None:
         if kind == SUBSCRIBE:
+            self._newcomers = True
             if len(self._prefixes) < SUBSCRIPTIONS_MAX:
                 self._prefixes.add(prefix)
             else:

@@ -156,6 +156,10 @@ class Doors:
         """Publish the heartbeat of a tenant."""
         self.events.heartbeat(tenant, epoch=epoch, floor=floor, now_ns=now_ns)
 
+    def newcomers(self) -> bool:
+        """Whether somebody has subscribed since the last time this was asked."""
+        return self.events.newcomers()
+
     def dropped(self) -> dict[str, int]:
         """What could not be sent since the doors were opened."""
         control, stream, events = self.mailboxes
@@ -230,6 +234,7 @@ def _configure(opened: zmq.Socket[bytes], name: str, endpoint: str) -> None:
         options |= {
             zmq.MAXMSGSIZE: SUBSCRIPTION_BYTES_MAX,
             zmq.SNDHWM: EVENTS_MAX,
+            zmq.XPUB_VERBOSE: 1,  # who joins later is told of too, and gets a heartbeat at once
             zmq.XPUB_VERBOSER: 0,
         }
     else:

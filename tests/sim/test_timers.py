@@ -220,3 +220,12 @@ def test_a_lead_that_shrinks_does_not_hold_the_wheel(node: Driver) -> None:
         loop.node.lead_ns = lead_ns
         node.node.advance(1_000_000)
     assert node.pass_(1) == [("t", 1, 0.05)]
+
+
+def test_a_step_while_nobody_watched_is_told_at_the_start(node: Driver) -> None:
+    node.schedule("at", schedule={"kind": "at", "instant": AT + "10:00Z"})
+    node.node.clock.step_utc(300 * SECOND)
+    node.node.restart()
+    assert node.pass_(300) == [("at", 1, 600.0)]
+    events = node.ask("stream.replay", {"from": {}})["events"]
+    assert [e["data"] for e in events if "clock_stepped" in e["type"]] == [{"by_ns": 300 * SECOND}]
