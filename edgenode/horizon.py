@@ -1,11 +1,15 @@
 """Which timers are in memory: those due inside the horizon, and no more than armed_max of them.
 
 The horizon moves with time, a tenth of its span at once: what comes into it is read from the due
-index of the tables, and from the hot set for what the tables do not hold yet. When more timers are
-armed than allowed the span is halved and what lies beyond it is disarmed; it is on disk.
+index of the tables, and from the hot set for what the tables do not hold yet. The index opens whole
+hours, so it is read page by page between other work, and the horizon moves once all is read. When
+more timers are armed than allowed the span is halved and what lies beyond it is disarmed; it is on
+disk.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from edgenode.config import EngineSection
 from edgenode.ledger import TICK_NS, Ledger
@@ -13,6 +17,16 @@ from engine.clock import tick_at_or_after
 from engine.record import Scale
 
 SPAN_NS_MIN = 10_000_000_000
+PAGE_ENTRIES = 8_192  # of the due index, looked at in one go: about 1 ms
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A stretch of time that is being read. after: where the page before ended."""
+
+    to_ns: int
+    scale: Scale = Scale.STEADY
+    after: bytes = b""
 
 
 class Horizon:
@@ -24,6 +38,7 @@ class Horizon:
         self._span_ns_max = engine.horizon
         self._span_ns = engine.horizon
         self._armed_max = engine.armed_max
+        self._opening: _Opening | None = None
 
     def open(self) -> None:
         """Arm all that is overdue or inside the horizon, in growing steps."""
@@ -38,24 +53,60 @@ class Horizon:
         self._span_ns = max(end_ns - now_ns, SPAN_NS_MIN)
         self._shrink()
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether a stretch is being read: `extend` has more to do, and the hot set must keep what
+        the tables have caught up with meanwhile."""
+        return self._opening is not None
+
     def extend(self) -> None:
-        """Move on, if a tenth of the span has passed since the last time."""
+        """Move on, if a tenth of the span has passed since the last time; a page at a time."""
         now_ns, end_ns = self._ledger.now.steady_ns, self._ledger.horizon_ns
-        if end_ns - now_ns > self._span_ns - self._span_ns // 10:
-            return
-        if self._hot.armed_count < self._armed_max // 4:
-            self._span_ns = min(self._span_ns * 2, self._span_ns_max)
-        self._load(end_ns, now_ns + self._span_ns)
+        if self._opening is None:
+            if end_ns - now_ns > self._span_ns - self._span_ns // 10:
+                return
+            if self._hot.armed_count < self._armed_max // 4:
+                self._span_ns = min(self._span_ns * 2, self._span_ns_max)
+            self._opening = _Opening(now_ns + self._span_ns)
+        if self._read_page(self._opening, end_ns):
+            self._close(end_ns, self._opening.to_ns)
+
+    def _read_page(self, opening: _Opening, from_ns: int) -> bool:
+        """Arm a page of what the tables hold; whether it was the last."""
+        shift_ns = self._shift_ns(opening.scale)
+        ids, dues, opening.after = self._ledger.tables.due(
+            opening.scale,
+            from_ns + shift_ns,
+            opening.to_ns + shift_ns,
+            opening.after,
+            PAGE_ENTRIES,
+        )
+        if ids:
+            self._hot.load(ids, dues, opening.scale, -shift_ns, TICK_NS)
+        if not opening.after and opening.scale == Scale.STEADY:
+            opening.scale = Scale.WALL
+            return False
+        return not opening.after
+
+    def _close(self, from_ns: int, to_ns: int) -> None:
+        self._opening = None
+        self._ledger.horizon_ns = to_ns
+        for scale in Scale:
+            shift_ns = self._shift_ns(scale)
+            self._hot.load_newer(from_ns + shift_ns, to_ns + shift_ns, scale, -shift_ns, TICK_NS)
         self._shrink()
 
     def stepped(self) -> None:
         """UTC was stepped: timers of the wall clock are due at other steady instants now."""
+        self._opening = None
         self._hot.disarm_scale(Scale.WALL)
         self._load_scale(Scale.WALL, 0, self._ledger.horizon_ns)
 
     @property
     def next_ns(self) -> int:
         """When `extend` has something to do again (steady)."""
+        if self._opening is not None:
+            return self._ledger.now.steady_ns
         return self._ledger.horizon_ns - self._span_ns + self._span_ns // 10
 
     def _load(self, from_ns: int, to_ns: int) -> None:
@@ -64,12 +115,15 @@ class Horizon:
         self._load_scale(Scale.WALL, from_ns, to_ns)
 
     def _load_scale(self, scale: Scale, from_ns: int, to_ns: int) -> None:
-        shift_ns = self._ledger.now.shift_ns if scale == Scale.WALL else 0
+        shift_ns = self._shift_ns(scale)
         from_ns, to_ns = (from_ns + shift_ns if from_ns else 0), to_ns + shift_ns
-        ids, dues = self._ledger.tables.due(scale, from_ns, to_ns)
+        ids, dues, _ = self._ledger.tables.due(scale, from_ns, to_ns)
         if ids:
             self._hot.load(ids, dues, scale, -shift_ns, TICK_NS)
         self._hot.load_newer(from_ns, to_ns, scale, -shift_ns, TICK_NS)
+
+    def _shift_ns(self, scale: Scale) -> int:
+        return self._ledger.now.shift_ns if scale == Scale.WALL else 0
 
     def _shrink(self) -> None:
         now_ns = self._ledger.now.steady_ns

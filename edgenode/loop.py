@@ -122,6 +122,7 @@ class Loop:
     stopping: bool = False
     settled_commit: int = 0
     _asked_seq: int = 0
+    _swept_seq: int = 0
 
     def __post_init__(self) -> None:
         ledger = self.recovered.ledger
@@ -361,9 +362,10 @@ class Loop:
             self.times.anchor = now.steady_ns + self.pace.anchor
             ledger.remember(anchor_note(self.recovered.timescale, self.clock))
         keep = ledger.config.log
-        swept_seq = ledger.hot.sweep(applied.seq, SWEEP_BUDGET)
+        if not self.recovered.horizon.is_opening:
+            self._swept_seq = ledger.hot.sweep(applied.seq, SWEEP_BUDGET)
         oldest_kept = ledger.log.seq_at(now.utc_ns - keep.retention)
-        below = min(oldest_kept, applied.seq, swept_seq, ledger.left_seq)
+        below = min(oldest_kept, applied.seq, self._swept_seq, ledger.left_seq)
         ledger.trim_below = max(tables.expire(below, now.utc_ns - keep.idem_keep), 0)
         self._check_room()
 

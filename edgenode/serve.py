@@ -20,10 +20,11 @@ from pathlib import Path
 import orjson
 
 from edgenode import call as calls
-from edgenode.call import Answer, problem
+from edgenode.call import Answer, Frames, problem
 from edgenode.config import Config
 from edgenode.doors.zeromq import Doors, open_doors
 from edgenode.lead import Lead
+from edgenode.ledger import Ledger
 from edgenode.logs import say
 from edgenode.loop import Loop, UnderWay
 from edgenode.metrics import Metrics
@@ -59,6 +60,7 @@ class Serving:
     doors: Doors
     metrics: Metrics
     stop: bool = False
+    started: bool = False  # the log says so
     told: bool = False  # READY_FILE is written
     node: Node | None = None  # the newest one
     beat_ns: int = 0  # steady: when a heartbeat is due while the loop does not run
@@ -223,11 +225,7 @@ def _run(serving: Serving, loop: Loop, owed: Owed | None) -> None:
 def _first_commit(serving: Serving, loop: Loop) -> None:
     """The first commit proves the store: until it is durable nobody is told that we serve."""
     ledger = loop.recovered.ledger
-    started = b'{"version":"%b","boot":"%b"}' % (
-        version("minoots").encode(),
-        serving.boot.encode(),
-    )
-    ledger.tell(Kind.NODE_STARTED, started)
+    _tell_started(serving, ledger)
     ledger.remember(anchor_note(loop.recovered.timescale, serving.clock))
     while not loop.settled_commit or loop.under_way or ledger.events:
         loop.submit()
@@ -236,6 +234,12 @@ def _first_commit(serving: Serving, loop: Loop) -> None:
             loop.sleeper.wait(serving.clock.steady_boot_ns() + RETRY_NS)
         elif not ledger.events:
             break
+    serving.started = True
+
+
+def _tell_started(serving: Serving, ledger: Ledger) -> None:
+    started = {"version": version("minoots"), "boot": serving.boot}
+    ledger.tell(Kind.NODE_STARTED, orjson.dumps(started))
 
 
 def _tell_ready(serving: Serving) -> None:
@@ -357,15 +361,20 @@ def _answer_without_store(serving: Serving, owed: Owed) -> None:
             call = calls.read(door, frames, principal, node.ledger.now)
             run = FREE_OPS.get(call.header.op)
             if run is None:
-                raise refusal(owed.code, owed.why, retry_after_ms=RETRY_MS)
-            answers.append(calls.final(call, run(node.ledger, call, node.about)))
+                answers.append(_problem(owed, door, frames))
+            else:
+                answers.append(calls.final(call, run(node.ledger, call, node.about)))
         except StoreFailed:  # `stats` asks the tables
-            refused = refusal(owed.code, owed.why, retry_after_ms=RETRY_MS)
-            answers.append(problem(door, frames[0], calls.corr_of(frames), refused))
+            answers.append(_problem(owed, door, frames))
         except Refused as refused:
             answers.append(problem(door, frames[0], calls.corr_of(frames), refused))
     serving.doors.send(answers)
     _beat(serving, owed)
+
+
+def _problem(owed: Owed, door: int, frames: Frames) -> Answer:
+    refused = refusal(owed.code, owed.why, retry_after_ms=RETRY_MS)
+    return problem(door, frames[0], calls.corr_of(frames), refused)
 
 
 def _keep_fired(recovered: Recovered, owed: Owed) -> Recovered:
@@ -400,14 +409,18 @@ def _prove(serving: Serving, store: Store, recovered: Recovered, owed: Owed) -> 
     while not serving.stop:
         _answer_reads(serving, recovered, owed)
         if not probe and clock.steady_boot_ns() >= probe_ns:
+            if not serving.started:
+                _tell_started(serving, ledger)
             ledger.remember(anchor_note(recovered.timescale, clock))
             batch = ledger.close_turn(store.log.state().commit + 1).batch
             assert batch is not None
             probe = store.log.submit(batch)
         if probe and store.log.durable() >= probe:
+            ledger.settled_seq = store.log.state().last_seq
             store.tables.follow(ledger.settled_seq, probe, now=True)
             if store.tables.applied().commit >= probe:
                 ledger.fired.clear()
+                serving.started = True
                 return
         if not node.has_work and not serving.doors.pending():
             sleeper.wait(clock.steady_boot_ns() + RETRY_NS if probe else probe_ns)
@@ -418,12 +431,16 @@ def _answer_reads(serving: Serving, recovered: Recovered, owed: Owed) -> None:
     node, ledger = serving.node, recovered.ledger
     assert node is not None
     node.begin(recovered.timescale.now(serving.clock))
+    answers = []
     for door, frames, principal in serving.doors.drain(serving.config.limits.drain_max):
-        node.accept(door, frames, principal)
+        try:
+            node.accept(door, frames, principal)
+        except StoreFailed:  # `stats` asks the tables; the probe meets the failure again
+            answers.append(_problem(owed, door, frames))
     if (call := node.next_later()) is not None:
         node.decide_later(call)
     node.resume(ledger.tables.applied().seq)
-    serving.doors.send([*node.free_answers, *ledger.close_turn(0).answers])
+    serving.doors.send([*answers, *node.free_answers, *ledger.close_turn(0).answers])
     node.free_answers = []
     _beat(serving, owed)
 

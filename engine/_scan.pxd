@@ -41,8 +41,11 @@ cdef struct DueList:
     DueEntry* at
     size_t count, room
     bint damaged
+    bint at_end
+    DueKey last                     # the key looked at last, where the budget ended
 
 cdef DueKey due_begin(uint8_t scale, int64_t from_ns) noexcept nogil
 cdef int gather_due(
-    void* cursor, uint8_t scale, int64_t from_ns, int64_t to_ns, DueList* list
+    void* cursor, const DueKey* begin, bint past, int64_t from_ns, int64_t to_ns, uint64_t budget,
+    DueList* list
 ) noexcept nogil

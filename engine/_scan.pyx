@@ -136,24 +136,30 @@ cdef DueKey due_begin(uint8_t scale, int64_t from_ns) noexcept nogil:
 
 
 cdef int gather_due(
-    void* cursor, uint8_t scale, int64_t from_ns, int64_t to_ns, DueList* list
+    void* cursor, const DueKey* begin, bint past, int64_t from_ns, int64_t to_ns, uint64_t budget,
+    DueList* list
 ) noexcept nogil:
     """Fill `list` with the dues in [from_ns, to_ns), sorted; their ids as they stand in memory.
+
+    Looks at `budget` entries (0: all) from the key `begin` on, or from the one past it.
     LMDB's error number, or -1 for no memory."""
     cdef Val key, data
-    cdef DueKey begin = due_begin(scale, from_ns)
     cdef DueKey* at
     cdef DueEntry* entry
     cdef void* room
     cdef int64_t due_ns
-    key.size, key.at = sizeof(DueKey), &begin
+    key.size, key.at = sizeof(DueKey), <void*>begin
     cdef int rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
+    if past and rc == 0 and key.size == sizeof(DueKey):
+        if memcmp(key.at, begin, sizeof(DueKey)) == 0:
+            rc = lm.cursor_get(cursor, &key, &data, NEXT)
+    list.at_end = True
     while rc == 0:
         at = <DueKey*>key.at
         if key.size != sizeof(DueKey) or check_cell(DUE_SEED, &key, &data):
             list.damaged = True
             return 0
-        if at.scale != scale or big_endian_32(at.hour) > hour_of(to_ns):
+        if at.scale != begin.scale or big_endian_32(at.hour) > hour_of(to_ns):
             break
         due_ns = <int64_t>(<Cell*>data.at).value
         if from_ns <= due_ns < to_ns:
@@ -166,6 +172,10 @@ cdef int gather_due(
             memcpy(&entry.id_high, at.id, 16)
             entry.id_high, entry.id_low = big_endian(entry.id_high), big_endian(entry.id_low)
             list.count += 1
+        if budget == 1:
+            list.last, list.at_end = at[0], False
+            break
+        budget -= budget > 0
         rc = lm.cursor_get(cursor, &key, &data, NEXT)
     qsort(list.at, list.count, sizeof(DueEntry), by_due)
     return 0 if rc == NOTFOUND else rc

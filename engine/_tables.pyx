@@ -170,23 +170,35 @@ cdef class LmdbTables:
         finally:
             self.env.end_cursor(cursor)
 
-    def due(self, uint8_t scale, int64_t from_ns, int64_t to_ns) -> tuple[bytes, bytes]:
+    def due(
+        self,
+        uint8_t scale,
+        int64_t from_ns,
+        int64_t to_ns,
+        bytes after not None=b"",
+        uint64_t budget=0,
+    ) -> tuple[bytes, bytes, bytes]:
         """See `store.TablesReader`. The GIL is free meanwhile; 10 M entries/s."""
         cdef DueList found
         cdef int rc
+        cdef bint past = len(after) > 0
         cdef DueKey begin = due_begin(scale, from_ns)
+        if past:
+            assert len(after) == sizeof(DueKey), "not a key of the due index"
+            memcpy(&begin, PyBytes_AS_STRING(after), sizeof(DueKey))
         self.check_around(self.dbs.due, PyBytes_FromStringAndSize(<char*>&begin, sizeof(DueKey)))
         memset(&found, 0, sizeof(DueList))
         cdef void* cursor = self.env.begin_cursor(self.dbs.due)
         try:
             with nogil:
-                rc = gather_due(cursor, scale, from_ns, to_ns, &found)
+                rc = gather_due(cursor, &begin, past, from_ns, to_ns, budget, &found)
             if rc == -1:
                 raise MemoryError
             check(rc, "cannot read the due index")
             if found.damaged:
                 raise StoreCorrupt("a row of the due index is damaged; rebuild the due index")
-            return columns(&found)
+            last = PyBytes_FromStringAndSize(<char*>&found.last, sizeof(DueKey))
+            return (*columns(&found), b"" if found.at_end else last)
         finally:
             self.env.end_cursor(cursor)
             free(found.at)

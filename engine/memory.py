@@ -313,16 +313,24 @@ class MemoryTables:
     def named(self, name_hash: int) -> list[bytes]:
         return sorted(self._names.get(name_hash, ()))
 
-    def due(self, scale: int, from_ns: int, to_ns: int) -> tuple[bytes, bytes]:
+    def due(
+        self, scale: int, from_ns: int, to_ns: int, after: bytes = b"", budget: int = 0
+    ) -> tuple[bytes, bytes, bytes]:
         first, last = due_hour(from_ns), due_hour(to_ns)
-        found: list[tuple[int, bytes]] = []
-        for (hour_scale, hour), timers in self._due.items():
-            if hour_scale == scale and first <= hour <= last:
-                found += [(due, id) for id, due in timers.items() if from_ns <= due < to_ns]
-        found.sort()
+        entries = sorted(
+            (hour.to_bytes(4, "big") + id, due)
+            for (hour_scale, hour), timers in self._due.items()
+            if hour_scale == scale and first <= hour <= last
+            for id, due in timers.items()
+        )
+        page = [entry for entry in entries if entry[0] > after]
+        more = 0 < budget <= len(page)
+        page = page[:budget] if more else page
+        found = sorted((due, key[4:]) for key, due in page if from_ns <= due < to_ns)
         return (
             b"".join(id for _, id in found),
             b"".join(due.to_bytes(8, "little", signed=True) for due, _ in found),
+            page[-1][0] if more else b"",
         )
 
     def scan(

@@ -179,9 +179,14 @@ class TablesReader(Protocol):
     def named(self, name_hash: int) -> list[bytes]:
         """The ids of the live timers whose name has this hash, in order."""
 
-    def due(self, scale: int, from_ns: int, to_ns: int) -> tuple[bytes, bytes]:
+    def due(
+        self, scale: int, from_ns: int, to_ns: int, after: bytes = b"", budget: int = 0
+    ) -> tuple[bytes, bytes, bytes]:
         """Ids (16 bytes each) and dues (8, little-endian) of the scheduled timers with
-        from_ns <= due < to_ns on `scale`, sorted by due. Opens whole hours: cost is theirs."""
+        from_ns <= due < to_ns on `scale`, sorted by due; and the key to go on after, b"" if none.
+
+        Whole hours are opened, as far as `budget` entries (0: all of them) after the key `after`;
+        timers that come or move between two pages may be missed: the hot set knows those."""
 
     def scan(
         self, filter: Filter, after_id: bytes, limit: int, budget: int

@@ -28,12 +28,14 @@ import zmq
 from minoots.wire.frames import BODY_BYTES_MAX
 from tests.e2e.harness import Node, Raw, ns_of
 from tests.e2e.ledger import SCHEDULED
+from tests.e2e.test_kill import SEED, Load, replay
 from tests.e2e.test_restart import fires, until
 
 DISK_BYTES = 20 << 20
 BALLAST_BYTES = 13 << 20  # the tables need as much room again as the log
 NO_GROWTH_BYTES = 8 << 10  # nothing can be written but LMDB's lock file and meta pages
 ITEMS = 50  # timers of a request that fills the disk
+OUTAGES = 3
 PAYLOAD = "x" * 4_000
 
 
@@ -247,6 +249,67 @@ def test_all_that_waits_is_answered_when_there_is_no_room(tmp_path: Path) -> Non
         assert replayed == len(made), "something that was refused had been done"
         names = [e["data"]["name"] for e in raw.replay_all() if e["type"] == SCHEDULED]
         assert sorted(names) == sorted(f"n{n}" for n in range(800))
+
+
+def test_failures_under_load(tmp_path: Path) -> None:
+    """The store fails and is well again, over and over, beneath a busy client and a subscriber.
+
+    The process lives on, so besides the log the live feed must be whole: each event once.
+    """
+    load = Load(SEED)
+    print(f"MINOOTS_SEED={SEED}")
+    with Node(tmp_path / "data") as node:
+        with Raw(node.doors) as raw:
+            feed = raw.subscribe()
+            load.begin()
+            for _ in range(OUTAGES):
+                load.busy(raw, feed, time.monotonic() + load.random.uniform(0.2, 0.6))
+                limit_files(node, NO_GROWTH_BYTES)
+                load.busy(raw, feed, time.monotonic() + load.random.uniform(0.05, 0.4))
+                limit_files(node, resource.RLIM_INFINITY)
+                until(lambda: node.log().count("commit_failed") == node.log().count("resumed"))
+            load.finish(raw, feed)
+            load.cancel_grids()
+            load.finish(raw, feed)
+            until_ns = time.time_ns() + 1_500_000_000
+            time.sleep(1.5 + 0.2)
+            load.take(raw, feed)
+        assert node.log().count("writes_resumed") >= OUTAGES
+        assert node.stop() == 0
+        node.start()
+        with Raw(node.doors) as raw:
+            load.catch_up(raw)
+            load.ledger.replay(replay(raw, 0))
+    assert load.ledger.faults(until_ns) == [], node.log()[-4_000:]
+    lives = [live.seq for live in load.ledger.lives]
+    assert len(lives) == len(set(lives)), "an event left twice"
+    timers = (seq for seq, e in load.ledger.events.items() if ".timer." in e["type"])
+    assert set(timers) == set(lives), "an event did not leave"
+
+
+def test_a_start_without_room(tmp_path: Path) -> None:
+    """With a store it serves reads until there is room; without one it ends, and says why."""
+    with Node(tmp_path / "data") as node:
+        with Raw(node.doors) as raw:
+            made = raw.after("1h", "before")
+        node.kill()
+        node.start(wait=False)
+        limit_files(node, NO_GROWTH_BYTES)  # long before it writes anything
+        node.wait_ready()
+        with Raw(node.doors) as raw:
+            assert raw.ask("health")["status"] == "read_only"
+            assert read(raw, "timer.get", {"id": made["id"]})["name"] == "before"
+            assert raw.send("timer.cancel", {"id": made["id"]})[1]["code"] == "storage_full"
+            limit_files(node, resource.RLIM_INFINITY)
+            until(lambda: raw.ask("health")["status"] == "ok")
+            raw.ask("timer.cancel", {"id": made["id"]})
+            starts = [e for e in raw.replay_all() if e["type"] == "io.minoots.node.started.v1"]
+            assert len(starts) == 2
+    fresh = Node(tmp_path / "fresh").start(wait=False)
+    with fresh:
+        limit_files(fresh, 0)
+        assert fresh.process is not None
+        assert fresh.process.wait(20) == 1
 
 
 def test_the_quota(tmp_path: Path) -> None:

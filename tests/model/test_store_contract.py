@@ -39,6 +39,24 @@ NAMES = (b"", b"tea", b"teapot", b"night")
 LABELS = (b"{}", b'{"team":"ops"}', b'{"env":"prod","team":"ops"}')
 
 
+def pairs(ids: bytes, dues: bytes) -> list[tuple[int, bytes]]:
+    """(due, id) of a page of the due index."""
+    return [
+        (int.from_bytes(dues[k * 8 : k * 8 + 8], "little", signed=True), ids[k * 16 : k * 16 + 16])
+        for k in range(len(ids) // 16)
+    ]
+
+
+def paged(tables: Any, scale: int, low: int, high: int) -> list[tuple[int, bytes]]:
+    """The same, read three entries at a time."""
+    found, after = [], b""
+    while True:
+        ids, dues, after = tables.due(scale, low, high, after, 3)
+        found += pairs(ids, dues)
+        if not after:
+            return sorted(found)
+
+
 @dataclass
 class Model:
     """What a store must hold, event by event and commit by commit."""
@@ -309,7 +327,8 @@ class StoreMachine(RuleBasedStateMachine):
                     for id, (image, _) in model.rows.items()
                     if image.scale == scale and image.due_ns and low <= image.due_ns < high
                 )
-                ids, dues = self.store.tables.due(scale, low, high)
+                ids, dues = self.store.tables.due(scale, low, high)[:2]
+                assert paged(self.store.tables, scale, low, high) == sorted(pairs(ids, dues))
                 assert ids == b"".join(id for _, id in found)
                 assert dues == b"".join(due.to_bytes(8, "little") for due, _ in found)
 

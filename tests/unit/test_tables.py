@@ -73,7 +73,7 @@ def test_a_row_keeps_its_newest_definition(tmp_path: Path) -> None:
         writer.write([event(2, Kind.PAUSED, State.PAUSED, timer=1)])
         catch_up(log, tables)
         assert unpack_row(timer_id(1), tables.row(timer_id(1)) or b"")[1] == BLOB
-        assert tables.due(1, 0, EVERYTHING) == (b"", b"")
+        assert tables.due(1, 0, EVERYTHING)[:2] == (b"", b"")
         writer.write(
             [
                 event(3, Kind.RESCHEDULED, timer=1, blob=newer),
@@ -83,7 +83,7 @@ def test_a_row_keeps_its_newest_definition(tmp_path: Path) -> None:
         catch_up(log, tables)
         image, blob = unpack_row(timer_id(1), tables.row(timer_id(1)) or b"")
         assert (image.seq, image.due_ns, blob) == (4, 99, newer)
-        assert tables.due(1, 0, EVERYTHING) == (timer_id(1), (99).to_bytes(8, "little"))
+        assert tables.due(1, 0, EVERYTHING)[:2] == (timer_id(1), (99).to_bytes(8, "little"))
 
 
 def test_a_definition_without_its_timer_is_corrupt(tmp_path: Path) -> None:
@@ -143,12 +143,12 @@ def test_due_opens_hours_and_sorts_them(tmp_path: Path) -> None:
     with opened(tmp_path) as (log, tables, writer):
         writer.write([event(seq, due_ns=due) for seq, due in enumerate(dues, 1)])
         catch_up(log, tables)
-        ids, found = tables.due(1, 5, 2 * HOUR_NS)
+        ids, found = tables.due(1, 5, 2 * HOUR_NS)[:2]
         assert ids == b"".join(timer_id(number) for number in (2, 6, 4, 3))
         assert found == b"".join(due.to_bytes(8, "little") for due in (5, 5, HOUR_NS - 1, HOUR_NS))
-        assert tables.due(1, 6, HOUR_NS) == (timer_id(4), (HOUR_NS - 1).to_bytes(8, "little"))
-        assert tables.due(0, 0, EVERYTHING) == (b"", b"")
-        assert tables.due(1, -5, 0) == (b"", b"")
+        assert tables.due(1, 6, HOUR_NS)[:2] == (timer_id(4), (HOUR_NS - 1).to_bytes(8, "little"))
+        assert tables.due(0, 0, EVERYTHING)[:2] == (b"", b"")
+        assert tables.due(1, -5, 0)[:2] == (b"", b"")
 
 
 def test_a_scan_ends_where_it_says(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_indexes_are_made_anew_from_the_rows(tmp_path: Path) -> None:
     path = tmp_path / "store"
     filled(path)
     with opened(path) as (_, tables, _):
-        due, names = tables.due(1, 0, EVERYTHING), tables.named(TEA)
+        due, names = tables.due(1, 0, EVERYTHING)[:2], tables.named(TEA)
         assert len(names) == 39
     for table in (b"due", b"names"):
         with behind(path / "tables", table) as (txn, keys):
@@ -179,7 +179,7 @@ def test_the_indexes_are_made_anew_from_the_rows(tmp_path: Path) -> None:
     with opened(path) as (_, tables, _):
         assert len(tables.named(TEA)) < 39
         reindex_due(tables)
-        assert (tables.due(1, 0, EVERYTHING), tables.named(TEA)) == (due, names)
+        assert (tables.due(1, 0, EVERYTHING)[:2], tables.named(TEA)) == (due, names)
 
 
 def test_tables_are_rebuilt_as_far_as_the_log_reaches(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_tables_are_rebuilt_as_far_as_the_log_reaches(tmp_path: Path) -> None:
 
 def everything(tables: LmdbTables) -> tuple[object, ...]:
     rows = tables.scan(Filter(), b"", 10_000, 10_000)
-    return rows, tables.due(1, 0, EVERYTHING), tables.named(TEA), tables.done(timer_id(7))
+    return rows, tables.due(1, 0, EVERYTHING)[:2], tables.named(TEA), tables.done(timer_id(7))
 
 
 def test_no_flipped_bit_comes_back_as_a_value(tmp_path: Path) -> None:
