@@ -138,7 +138,7 @@ class Load:
                 self.think_of_one()
             self._send(raw)
             if not self.take(raw, feed):
-                poller.poll(min(left * 1000, 2))
+                poller.poll(int(min(left * 1000, 2)))
 
     def finish(self, raw: Raw, feed: zmq.Socket[bytes]) -> None:
         """Ask for nothing new; until all is answered."""

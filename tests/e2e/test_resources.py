@@ -1,4 +1,4 @@
-"""What runs out: disk, quota, a subscriber's patience, a peer's manners. Nobody else may notice.
+"""What runs out: the disk, the quota, the luck of a disk. What was acknowledged stays.
 
 A full disk is made twice: by a limit on the size of files, which needs no privilege, and by a file
 system of a few MB, which needs root. A failing disk is made by strace, where that is installed.
@@ -6,26 +6,20 @@ system of a few MB, which needs root. A failing disk is made by strace, where th
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import resource
 import shutil
-import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
-from minoots.wire.frames import BODY_BYTES_MAX
 from tests.e2e.harness import Node, Raw, ns_of
 from tests.e2e.ledger import SCHEDULED
 from tests.e2e.test_kill import SEED, Load, replay
@@ -135,42 +129,47 @@ def check_after(node: Node, filler: Filler) -> None:
 # ------------------------------------------------------------------------------- no room
 
 
-@contextmanager
-def small_disk(where: Path) -> Iterator[None]:
-    """A tmpfs of a few MB. Raises OSError where none can be mounted."""
+def mount_small(where: Path) -> str:
+    """Mount a tmpfs of a few MB; why not, if that is refused."""
+    if os.geteuid():
+        return "that needs root"
+    if not shutil.which("mount"):
+        return "there is no mount(8)"
     where.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(where)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PermissionError(done.stderr.strip())
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(where)], check=True)
+    return done.stderr.strip() if done.returncode else ""
 
 
 def test_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if os.geteuid() or not shutil.which("mount"):
-        skip(capsys, "mounting a small file system needs root and mount(8)")
-    with small_disk(tmp_path / "disk"):
-        ballast = tmp_path / "disk" / "ballast"
-        ballast.write_bytes(bytes(BALLAST_BYTES))
-        node = Node(tmp_path / "disk" / "data")
-        node.log_path = tmp_path / "node.log"
-        with node.start(), Raw(node.doors) as raw:
-            filler = Filler(raw)
-            raw.after("1500ms", "due meanwhile")
-            problem = filler.fill()
-            assert (problem["code"], problem["status"]) == ("storage_full", 507)
-            assert problem["retryable"]
-            check_reads(raw, filler)
-            ballast.unlink()
-            filler.resume()
-            assert raw.ask("health")["status"] == "ok"
-            [fired] = until(lambda: fires(raw))
-            assert fired["data"]["name"] == "due meanwhile"
-            filler.check(raw)
-            check_after(node, filler)
+    refused = mount_small(tmp_path / "disk")
+    if refused:
+        skip(capsys, f"a small file system cannot be mounted: {refused}")
+    try:
+        _fill_and_make_room(tmp_path / "disk", tmp_path / "node.log")
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
+
+
+def _fill_and_make_room(disk: Path, log: Path) -> None:
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(BALLAST_BYTES))
+    node = Node(disk / "data")
+    node.log_path = log
+    with node.start(), Raw(node.doors) as raw:
+        filler = Filler(raw)
+        raw.after("1500ms", "due meanwhile")
+        problem = filler.fill()
+        assert (problem["code"], problem["status"]) == ("storage_full", 507)
+        assert problem["retryable"]
+        check_reads(raw, filler)
+        ballast.unlink()
+        filler.resume()
+        assert raw.ask("health")["status"] == "ok"
+        [fired] = until(lambda: fires(raw))
+        assert fired["data"]["name"] == "due meanwhile"
+        filler.check(raw)
+        check_after(node, filler)
 
 
 def limit_files(node: Node, size: int) -> None:
@@ -199,7 +198,6 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
         [fired] = until(lambda: fires(raw))
         assert fired["dedupekey"] == f"default/{due['id']}/1"
         assert fired["data"]["misfire"] is True
-        assert node.log().count("READY") == 0
         assert node.log().count("info serving") == 1
         filler.check(raw)
         assert [e["type"] for e in raw.replay_all()].count("io.minoots.node.started.v1") == 1
@@ -212,7 +210,7 @@ def heartbeats(feed: zmq.Socket[bytes], seconds: float) -> int:
         feed.recv_multipart()
     heard, end_s = 0, time.monotonic() + seconds
     while (left := end_s - time.monotonic()) > 0:
-        if feed.poll(left * 1000):
+        if feed.poll(int(left * 1000)):
             heard += feed.recv_multipart()[0].endswith(b"/~/hb")
     return heard
 
@@ -220,13 +218,16 @@ def heartbeats(feed: zmq.Socket[bytes], seconds: float) -> int:
 def test_all_that_waits_is_answered_when_there_is_no_room(tmp_path: Path) -> None:
     """Pipelined requests, with keys: each gets one answer, and a retry does it once."""
     with Node(tmp_path / "data") as node, Raw(node.doors) as raw:
-        limit_files(node, 2 << 20)
         body = {"schedule": {"kind": "after", "duration": "1h"}, "payload": PAYLOAD}
+        first = [
+            raw.ask("timer.schedule", {"name": f"n{n}", **body}, idem=f"i{n}") for n in range(9)
+        ]
+        limit_files(node, (node.folder / "log" / "data.mdb").stat().st_size + (256 << 10))
         keys = {
             raw.post("timer.schedule", {"name": f"n{n}", **body}, idem=f"i{n}"): n
-            for n in range(800)
+            for n in range(9, 800)
         }
-        made: dict[int, str] = {}
+        made = {n: view["id"] for n, view in enumerate(first)}
         again: set[int] = set()
         for _ in range(len(keys)):
             kind, corr, reply = raw.take()
@@ -236,7 +237,6 @@ def test_all_that_waits_is_answered_when_there_is_no_room(tmp_path: Path) -> Non
                 # A write that is cut short in its middle is an EIO to LMDB, not a full disk.
                 assert reply["code"] in ("storage_full", "read_only"), reply
                 again.add(keys[corr])
-        assert made
         assert again
         assert not raw.control.poll(50), "a request was answered twice"
         limit_files(node, resource.RLIM_INFINITY)
@@ -394,269 +394,3 @@ def test_a_failing_disk(
         assert raw.ask("health")["status"] == "ok"
         filler.check(raw)
         check_after(node, filler)
-
-
-# ------------------------------------------------------------------------------- bad company
-
-STALLED = """
-import json, sys, zmq
-context = zmq.Context()
-sub = context.socket(zmq.SUB)
-sub.rcvhwm = 100
-sub.subscribe(b"t/default/")
-sub.connect(sys.argv[1])
-sub.recv_multipart()
-print("ready", flush=True)
-sys.stdin.readline()
-ordinals = []
-total = 0
-while sub.poll(1500):
-    topic, stamp, body = sub.recv_multipart()
-    if topic.endswith(b"/~/hb"):
-        if total == json.loads(body)["total"] and ordinals:
-            break
-        total = json.loads(body)["total"]
-    else:
-        ordinals.append(int.from_bytes(stamp[16:24], "big"))
-print(json.dumps({"ordinals": ordinals, "total": total}))
-context.destroy(linger=0)
-"""
-
-
-def test_a_stalled_subscriber(tmp_path: Path) -> None:
-    """It is stopped while 70,000 events go by. The others miss nothing; it can see what it lost."""
-    with Node(tmp_path / "data") as node, Raw(node.doors) as raw:
-        stalled = subprocess.Popen(
-            [sys.executable, "-c", STALLED, node.doors["events"]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert stalled.stdin is not None
-        assert stalled.stdout is not None
-        try:
-            assert stalled.stdout.readline() == "ready\n"
-            feed = raw.subscribe()
-            stalled.send_signal(signal.SIGSTOP)
-            slowest_s = _flood(raw, feed, 35_000)
-            stalled.send_signal(signal.SIGCONT)
-            heard = json.loads(stalled.communicate("go\n", timeout=30)[0])
-        finally:
-            stalled.kill()
-            stalled.wait()
-        print(f"slowest request beside a stalled subscriber: {slowest_s * 1000:.0f} ms")
-        assert slowest_s < 2.0
-        ordinals = heard["ordinals"]
-        assert ordinals == sorted(set(ordinals)), "out of order, or twice"
-        lost = heard["total"] - len(ordinals)
-        print(f"it heard {len(ordinals)} of {heard['total']} events and can see that")
-        assert lost > 0, "the flood was too small to lose anything"
-        assert len(raw.replay_all()) >= heard["total"]  # the log has them all
-
-
-def _flood(raw: Raw, feed: zmq.Socket[bytes], count: int) -> float:
-    """Schedule and fire `count` timers; the healthy subscriber hears each. Slowest request (s)."""
-    ordinals: list[int] = []
-    slowest_s, payload = 0.0, "x" * 400
-
-    def hear(wait_ms: int) -> bool:
-        if not feed.poll(wait_ms):
-            return False
-        topic, stamp, _ = feed.recv_multipart()
-        if b"/e/" in topic:
-            ordinals.append(int.from_bytes(stamp[16:24], "big"))
-        return True
-
-    for at in range(0, count, 1_000):
-        timers = [
-            {"name": f"n{n}", "schedule": {"kind": "after", "duration": "1ms"}, "payload": payload}
-            for n in range(at, at + 1_000)
-        ]
-        began_s = time.monotonic()
-        raw.ask("timer.schedule_many", {"timers": timers})
-        raw.ask("health")
-        slowest_s = max(slowest_s, time.monotonic() - began_s)
-        while hear(0):
-            pass
-    end_s = time.monotonic() + 20
-    while len(ordinals) < 2 * count and time.monotonic() < end_s:
-        hear(100)
-    assert ordinals == list(range(ordinals[0], ordinals[0] + 2 * count)), (
-        "the healthy one lost some"
-    )
-    return slowest_s
-
-
-def test_fifty_clients_at_once(tmp_path: Path) -> None:
-    """Each asks its own mixture on both doors, and gets exactly its own replies."""
-    with Node(tmp_path / "data") as node:
-        context = zmq.Context[zmq.Socket[bytes]]()
-        try:
-            clients = [Client(context, node.doors, number) for number in range(50)]
-            for step in range(12):
-                for client in clients:
-                    client.ask(step)
-            end_s = time.monotonic() + 20
-            while any(client.waiting for client in clients):
-                assert time.monotonic() < end_s, [len(c.waiting) for c in clients]
-                for client in clients:
-                    client.take()
-            time.sleep(0.05)
-            for client in clients:
-                client.take()  # a reply that is not its own fails here
-        finally:
-            context.destroy(linger=0)
-
-
-class Client:
-    """One of many: it knows what each of its requests must be answered with."""
-
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], doors: dict[str, str], number: int
-    ) -> None:
-        self.number = number
-        self.waiting: dict[bytes, Callable[[str, Any], None]] = {}
-        self.sockets = [context.socket(zmq.DEALER), context.socket(zmq.DEALER)]
-        for one, door in zip(self.sockets, ("control", "stream"), strict=True):
-            one.connect(doors[door])
-
-    def ask(self, step: int) -> None:
-        """One request; the corr_id is the same for all clients, so that a mix-up would show."""
-        name = f"c{self.number}-{step}"
-        hour = {"kind": "after", "duration": "1h"}
-        kinds: list[tuple[str, Any, Callable[[str, Any], bool]]] = [
-            (
-                "timer.schedule",
-                {"name": name, "schedule": hour},
-                lambda kind, reply: kind == "R" and reply["name"] == name,
-            ),
-            (
-                "timer.schedule_many",
-                {"timers": [{"name": f"{name}.{n}", "schedule": hour} for n in range(5)]},
-                lambda kind, reply: (
-                    [view["name"] for view in reply["results"]] == [f"{name}.{n}" for n in range(5)]
-                ),
-            ),
-            (
-                "timer.get",
-                {"name": f"{name} is not there"},
-                lambda kind, reply: reply["code"] == "not_found" and name in reply["detail"],
-            ),
-            (
-                "time.sync",
-                {"t0": self.number * 1_000 + step},
-                lambda kind, reply: reply["t0"] == self.number * 1_000 + step,
-            ),
-            (
-                "timer.cancel",
-                {"id": "tmr_nonsense", "name": None},
-                lambda kind, reply: kind == "E",
-            ),
-            (
-                "timer.list",
-                {"filter": {"name_prefix": f"c{self.number}-"}},
-                lambda kind, reply: all(
-                    view["name"].startswith(f"c{self.number}-") for view in reply["items"]
-                ),
-            ),
-        ]
-        op, body, good = kinds[(self.number + step) % len(kinds)]
-        corr = b"corr-%d" % step
-        self.waiting[corr] = lambda kind, reply: _must(good(kind, reply), op, reply)
-        bulk = op in ("timer.list", "timer.schedule_many")
-        header = json.dumps({"op": op}).encode()
-        frames = [b"MZP1", b"Q", corr, header, json.dumps(body).encode()]
-        self.sockets[bulk].send_multipart(frames)
-
-    def take(self) -> None:
-        """Take what has come; each reply must be one that is waited for."""
-        for one in self.sockets:
-            while one.poll(0):
-                _, kind, corr, _, body = one.recv_multipart()
-                self.waiting.pop(corr)(kind.decode(), json.loads(body))
-
-
-def _must(good: bool, op: str, reply: Any) -> None:
-    assert good, f"{op}: {str(reply)[:300]}"
-
-
-def greeting() -> bytes:
-    """A ZMTP 3.1 greeting, mechanism NULL."""
-    return b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
-
-
-def ready() -> bytes:
-    """The READY command of a DEALER."""
-    body = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
-    return b"\x04" + bytes([len(body)]) + body
-
-
-def test_bad_manners(tmp_path: Path) -> None:
-    """Half-open connections, garbage and oversized frames: a client beside them notices nothing."""
-    draw = random.Random(7)
-    rude = [
-        b"",
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\xff",
-        greeting()[:40],
-        greeting(),
-        greeting() + b"\x04\xff" + bytes(255),
-        greeting() + ready() + b"\x02" + struct.pack(">Q", 1 << 60) + b"x" * 1_000,
-        greeting() + ready() + b"\x00\x05ab",
-        greeting() + ready() + b"\x01\x00" * 5_000,
-        *(draw.randbytes(draw.randrange(1, 4_000)) for _ in range(20)),
-        *(greeting() + ready() + draw.randbytes(2_000) for _ in range(20)),
-    ]
-    with Node(tmp_path / "data") as node, Raw(node.doors) as raw:
-        feed = raw.subscribe()
-        kept: list[socket.socket] = []
-        slowest_s = 0.0
-        for at, words in enumerate(rude):
-            for door in ("control", "stream", "events"):
-                kept.append(_say(node.doors[door], words, cut=at % 3 == 0))
-            began_s = time.monotonic()
-            made = raw.after("1ms", f"n{at}")
-            assert made["name"] == f"n{at}"
-            slowest_s = max(slowest_s, time.monotonic() - began_s)
-        _oversized(raw, node.doors["control"])
-        heard = set()
-        end_s = time.monotonic() + 10
-        while len(heard) < len(rude) and time.monotonic() < end_s:
-            if feed.poll(100):
-                topic, _, body = feed.recv_multipart()
-                if b"/e/timer.expired/" in topic:
-                    heard.add(json.loads(body)["data"]["name"])
-        assert heard == {f"n{at}" for at in range(len(rude))}
-        print(f"slowest request beside {len(kept)} rude connections: {slowest_s * 1000:.0f} ms")
-        assert slowest_s < 1.0
-        for one in kept:
-            one.close()
-        assert node.stop() == 0
-        assert "Traceback" not in node.log()
-
-
-def _say(endpoint: str, words: bytes, *, cut: bool) -> socket.socket:
-    """Connect, say it, and either hang on or reset the connection."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    one = socket.create_connection((host, int(port)), timeout=5)
-    with suppress(OSError):
-        one.sendall(words)
-    if cut:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        one.close()
-    return one
-
-
-def _oversized(raw: Raw, endpoint: str) -> None:
-    """A body above every limit costs its sender the connection; just above, a problem."""
-    big = raw.context.socket(zmq.DEALER)
-    big.linger = 0
-    big.connect(endpoint)
-    try:
-        big.send_multipart(
-            [b"MZP1", b"Q", b"1", b'{"op":"timer.schedule"}', b"x" * (BODY_BYTES_MAX + (2 << 20))]
-        )
-        assert not big.poll(300)
-        assert raw.ask("health")["status"] == "ok"
-    finally:
-        big.close(linger=0)
