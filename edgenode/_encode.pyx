@@ -14,19 +14,11 @@ from libc.string cimport memcpy
 
 import cython
 
-from edgenode.encode import KIND_NAMES, REASON_NAMES, STATE_NAMES
-from engine.record import (
-    BLOB_HEAD,
-    EVENT_HEAD_BYTES,
-    FLAG_IMAGE,
-    FLAG_MISFIRE,
-    IMAGE_BYTES,
-    IMAGE_END,
-    Kind,
-    Scale,
-)
-from minoots.wire.frames import long_type
-from minoots.wire.times import format_duration
+from edgenode import encode as _names
+from engine import record as _record
+from engine.record import Kind as _Kind
+from minoots.wire.frames import long_type as _long_type
+from minoots.wire.times import format_duration as _format_duration
 
 cdef const char* DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 cdef const char* HEX = "0123456789ABCDEF"
@@ -41,9 +33,14 @@ cdef enum:
     FIXED_MAX = 1200  # more than all members of fixed size take
 
 assert (HEAD, IMAGE, BLOB, HAS_IMAGE, MISFIRE, STEADY) == (
-    EVENT_HEAD_BYTES, IMAGE_BYTES, BLOB_HEAD.size, FLAG_IMAGE, FLAG_MISFIRE, Scale.STEADY
+    _record.EVENT_HEAD_BYTES,
+    _record.IMAGE_BYTES,
+    _record.BLOB_HEAD.size,
+    _record.FLAG_IMAGE,
+    _record.FLAG_MISFIRE,
+    _record.Scale.STEADY,
 )
-assert IMAGE_END == HEAD + IMAGE
+assert _record.IMAGE_END == HEAD + IMAGE
 
 cdef struct Parts:  # of a blob
     const char* name
@@ -212,9 +209,9 @@ cdef bytes finish(bytes made, char* end):
     return made[: end - PyBytes_AS_STRING(made)]
 
 
-_STATES = [STATE_NAMES.get(state, "").encode() for state in range(8)]
-_REASONS = [REASON_NAMES.get(reason, "").encode() for reason in range(16)]
-_FIRES = frozenset({Kind.EXPIRED, Kind.SKIPPED, Kind.LATE})
+_STATES = [_names.STATE_NAMES.get(state, "").encode() for state in range(8)]
+_REASONS = [_names.REASON_NAMES.get(reason, "").encode() for reason in range(16)]
+_FIRES = frozenset({_Kind.EXPIRED, _Kind.SKIPPED, _Kind.LATE})
 
 
 @cython.final
@@ -232,11 +229,11 @@ cdef class Encoder:
         self.epoch_tenant = f'","epoch":{epoch},"tenant":"{tenant}",'.encode()
         self.dedupe = f'","dedupekey":"{tenant}/'.encode()
         self.types = {
-            kind: f'",{source}"type":"{long_type(name)}","time":"'.encode()
-            for kind, name in KIND_NAMES.items()
+            kind: f'",{source}"type":"{_long_type(name)}","time":"'.encode()
+            for kind, name in _names.KIND_NAMES.items()
         }
         self.topics = {
-            kind: f"t/{tenant}/e/{name}/".encode() for kind, name in KIND_NAMES.items()
+            kind: f"t/{tenant}/e/{name}/".encode() for kind, name in _names.KIND_NAMES.items()
         }
 
     def event(
@@ -345,7 +342,7 @@ cdef class Encoder:
             to = put_instant(to, due_ns + (shift_ns if image[67] == STEADY else 0))
             to = put(to, '"', 1)
         if left_ns:
-            to = put_text(to, f',"remaining":"{format_duration(left_ns)}"'.encode())
+            to = put_text(to, f',"remaining":"{_format_duration(left_ns)}"'.encode())
         if parts.rest_bytes > 2:
             to = put(to, ",", 1)
             to = put(to, parts.rest + 1, parts.rest_bytes - 2)
