@@ -45,8 +45,9 @@ check: build
 
 test-debug: build
 	MINOOTS_DEBUG=1 $(BIN)/python setup.py --quiet build --build-base build/debug --build-lib build/debug/lib > build/debug.log 2>&1 || (cat build/debug.log; exit 1)
-	cp -r tests build/debug/lib/
-	cd build/debug/lib && PYTHONPATH=. ../../../$(BIN)/python -m pytest -c ../../../pyproject.toml --rootdir . tests/unit tests/model
+	cp -r docs README.md build/debug/lib/
+	find tests -name '*.py' -exec cp --parents {} build/debug/lib/ ';'
+	cd build/debug/lib && PYTHONPATH=. ../../../$(BIN)/python -m pytest -c ../../../pyproject.toml --rootdir . tests/unit tests/model tests/sim --deselect tests/unit/test_bench.py
 
 bench: build
 	$(BIN)/minoots bench all

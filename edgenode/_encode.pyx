@@ -131,6 +131,7 @@ cdef char* put_instant(char* to, int64_t at_ns) noexcept nogil:
     return to + 1
 
 
+@cython.overflowcheck(False)  # bits leave at the top on purpose
 cdef char* put_id(char* to, const char* id) noexcept nogil:
     """`tmr_` and Crockford's base32 of 128 bits, 26 digits, the first of three bits."""
     cdef uint64_t high = 0, low = 0

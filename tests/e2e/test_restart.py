@@ -145,7 +145,8 @@ def test_released_and_receipted_is_not_released_again(tmp_path: Path) -> None:
             time.sleep(0.3)  # until the receipt is on disk
         node.kill()
         node.start()
-        assert " unreleased=0 " in node.log().splitlines()[-2]
+        recovered = [line for line in node.log().splitlines() if " recovered " in line]
+        assert " unreleased=0 " in recovered[-1]
 
 
 def test_a_cancel_inside_the_lead_comes_too_late(tmp_path: Path) -> None:
