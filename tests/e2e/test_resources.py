@@ -22,8 +22,7 @@ import zmq
 
 from tests.e2e.harness import Node, Raw, ns_of
 from tests.e2e.ledger import SCHEDULED
-from tests.e2e.test_kill import KILLS, SEED, Load, replay
-from tests.e2e.test_restart import fires, until
+from tests.e2e.load import KILLS, SEED, Load, fires, replay, until
 
 DISK_BYTES = 20 << 20
 BALLAST_BYTES = 13 << 20  # the tables need as much room again as the log

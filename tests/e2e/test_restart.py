@@ -5,32 +5,17 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e.harness import Node, Raw, ns_of
 from tests.e2e.ledger import EXPIRED, SCHEDULED
-from tests.e2e.test_kill import Load, listen, replay
+from tests.e2e.load import Load, fires, listen, replay, until
 
 MANY = 100_000
 SOON = 200  # of these many are due soon after the restart
 START_S_MAX = 15.0
 WIDE_LEAD = {"MINOOTS__ENGINE__LEAD_MIN": "1s", "MINOOTS__ENGINE__LEAD_MAX": "2s"}
-
-
-def until(true: Any, seconds: float = 10.0) -> Any:
-    """Wait for something to become true; what it was."""
-    end_s = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end_s, "it did not come true in time"
-        time.sleep(0.02)
-    return found
-
-
-def fires(raw: Raw) -> list[Any]:
-    """The expirations that have left."""
-    return raw.replay_all(("timer.expired",))
 
 
 def fill(raw: Raw, count: int) -> None:
