@@ -1,8 +1,7 @@
 """The documents are true: docs/protocol.md and docs/operating.md are compared with the code.
 
 Each check takes a text and returns its faults, so that the last tests can feed it wrong ones. The
-examples of protocol.md are one conversation with a virtual node, asked in the order of the page.
-UPDATE=1 rewrites what is generated: the table of keys, and the replies of the examples.
+examples of protocol.md are one conversation with a virtual node. UPDATE=1 rewrites what is generated.
 """
 
 from __future__ import annotations
@@ -111,8 +110,8 @@ def unused_key_faults(page: str) -> list[str]:
 
 def log_faults(page: str) -> list[str]:
     said = {(cells[1], code_of(cells[0])) for cells in rows(page, "log line")}
-    level = r'(?:"debug" if .+? else )?"(\w+)"'  # it may be lowered in a repetition
-    true = set(re.findall(rf'\bsay\(\s*{level},\s*"(\w+)"', sources()))
+    # The level may be lowered in a repetition.
+    true = set(re.findall(r'\bsay\(\s*(?:"debug" if .+? else )?"(\w+)",\s*"(\w+)"', sources()))
     return differences({" ".join(x) for x in said}, {" ".join(x) for x in true}, "log line")
 
 
