@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import plot, report
 
-ALL = ("wheel", "store", "node")
+ALL = ("wheel", "store", "turn", "node")
 
 
 def run(what: str, *, small: bool, out: Path | None) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def run(what: str, *, small: bool, out: Path | None) -> dict[str, Any]:
         if out is not None:
             report.write(found[name], out, name)
             plot.draw(name, found[name], out / f"{name}.svg")
-            print(f"  written to {out / name}.json and .svg")
+            print(f"  written to {out}")
         else:
             print(json.dumps(found[name], indent=1))
     return found

@@ -245,10 +245,20 @@ def run(small: bool = False) -> dict[str, Any]:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Durable creates per second by case."""
+    """Durable creates per second by case, and lateness."""
     from bench.plot import bars
 
     about = result["machine"]
     note = f"{about['cpu']}, {about['cores']} cores, {about['date']}, commit {about['commit']}"
-    values = {name: case["per_second"] for name, case in result["creates"].items()}
-    bars(path, "Durable creates through the control door", "timers/s, each fsynced", values, note)
+    creates = {name: case["per_second"] for name, case in result["creates"].items()}
+    name = next(name for name in result if name.startswith("lateness"))
+    late = {
+        f"{where} {q}": result[name][key][q]
+        for where, key in (("leaving", "door_us"), ("at a subscriber", "subscriber_us"))
+        for q in ("p50", "p99", "p999")
+    }
+    panels = [
+        ("Durable creates through the control door", "timers/s, each fsynced", creates),
+        (name.capitalize(), "us after the due instant", late),
+    ]
+    bars(path, panels, note)

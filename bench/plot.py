@@ -15,21 +15,34 @@ def draw(name: str, result: dict[str, Any], path: Path) -> None:
         own(result, path)
 
 
-def bars(path: Path, title: str, unit: str, values: dict[str, float], note: str) -> None:
-    """Horizontal bars with their numbers, the machine beneath."""
+def bars(path: Path, panels: list[tuple[str, str, dict[str, float]]], note: str) -> None:
+    """Panels of horizontal bars with their numbers: (title, unit, values); the machine beneath."""
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "minoots"
     from matplotlib import pyplot
+    from matplotlib.ticker import StrMethodFormatter
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.45 * len(values)), layout="constrained")
-    names = list(values)[::-1]
-    numbers = [values[name] for name in names]
-    drawn = axes.barh(names, numbers, color="#2f6f9f", height=0.6)
-    axes.bar_label(drawn, labels=[f"{number:,.4g}" for number in numbers], padding=4, fontsize=9)
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(f"{unit}\n{note}", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(right=max([*numbers, 1e-9]) * 1.15)
+    heights = [len(values) for _, _, values in panels]
+    figure, drawn = pyplot.subplots(
+        len(panels),
+        1,
+        figsize=(8, 0.9 * len(panels) + 0.38 * sum(heights)),
+        layout="constrained",
+        squeeze=False,
+        height_ratios=heights,
+    )
+    for axes, (title, unit, values) in zip(drawn[:, 0], panels, strict=True):
+        names = list(values)[::-1]
+        numbers = [values[name] for name in names]
+        shown = [f"{number:,.0f}" if number >= 100 else f"{number:.3g}" for number in numbers]
+        axes.bar_label(axes.barh(names, numbers, height=0.6), labels=shown, padding=4, fontsize=9)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel(unit, fontsize=8)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(right=max([*numbers, 1e-9]) * 1.15)
+    figure.supxlabel(note, fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)

@@ -100,11 +100,11 @@ def demo_command(seconds: float) -> None:
 
 
 @cli.command("bench")
-@click.argument("what", type=click.Choice(["wheel", "store", "node", "jitter", "all"]))
+@click.argument("what", type=click.Choice(["wheel", "store", "turn", "node", "all"]))
 @click.option("--small", is_flag=True, help="End within seconds: to see that it runs.")
 @click.option("--out", metavar="DIR", help="Write WHAT.json and WHAT.svg there.")
 def bench_command(what: str, small: bool, out: str | None) -> None:
-    """Measure the wheel, the store or a whole node on this machine."""
+    """Measure the wheel, the store, the turn or a whole node on this machine."""
     from bench.command import run
 
     run(what, small=small, out=Path(out) if out else None)

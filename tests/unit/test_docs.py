@@ -1,7 +1,7 @@
 """The documents are true: docs/protocol.md and docs/operating.md are compared with the code.
 
 Each check takes a text and returns its faults, so that the last tests can feed it wrong ones. The
-examples of protocol.md are one conversation with a virtual node. UPDATE=1 rewrites what is generated.
+examples of protocol.md are one conversation with a virtual node. UPDATE=1 rewrites what is made.
 """
 
 from __future__ import annotations
