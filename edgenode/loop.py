@@ -35,6 +35,7 @@ from minoots.wire.problems import refusal
 FIRE_LIMIT = 512  # timers fired before requests are looked at again
 RELEASE_LIMIT = 256  # expirations released between two flushes
 SWEEP_BUDGET = 4_096  # slots of the hot set that are swept in one pass: 7 us
+DRAIN_WAIT_NS = 1_000_000_000  # longest wait for one commit or release while stopping
 GREETING_NS = 10_000_000  # between two heartbeats that greet newcomers
 
 
@@ -420,15 +421,25 @@ class Loop:
         return self.recovered.timescale.boot_ns(wake_ns)
 
     def drain(self) -> None:
-        """Commit what is decided, let it out, release what is due, and stop."""
+        """Commit what is decided, let it out, release what is committed ahead (it is due within the
+        lead), and stop."""
         self.stopping = True
         self._tick()
         ledger = self.recovered.ledger
         ledger.tell(Kind.NODE_STOPPED, b"{}")
         ledger.remember(anchor_note(self.recovered.timescale, self.clock))
-        while ledger.must_commit(receipts_too=True) or ledger.answers or self.under_way:
+        while self._is_owing():
             self.submit()
             self.settle()
             self.release()
-            if self.under_way:
-                self.sleeper.wait(self.clock.steady_boot_ns() + 1_000_000_000)
+            wake_ns = self.clock.steady_boot_ns() + DRAIN_WAIT_NS
+            release_ns = self.queue.next_ns()
+            if release_ns is not None:
+                wake_ns = min(wake_ns, self.recovered.timescale.boot_ns(release_ns))
+            if self.under_way or release_ns is not None:
+                self.sleeper.wait(wake_ns)
+
+    def _is_owing(self) -> bool:
+        ledger = self.recovered.ledger
+        decided = ledger.must_commit(receipts_too=True) or bool(ledger.answers)
+        return decided or bool(self.under_way) or self.queue.next_ns() is not None

@@ -136,3 +136,17 @@ def test_verify_and_reindex_on_a_stopped_node(tmp_path: Path) -> None:
     with Node(tmp_path / "data") as node, Raw(node.doors) as raw:
         assert raw.ask("stats")["timers"]["pending"] == 20
         assert raw.ask("timer.get", {"name": "n7"})["name"] == "n7"
+
+
+def test_a_stop_waits_for_what_is_committed_ahead(tmp_path: Path) -> None:
+    env = {"MINOOTS__ENGINE__LEAD_MIN": "1s", "MINOOTS__ENGINE__LEAD_MAX": "1s"}
+    with Node(tmp_path / "data", env=env) as node, Raw(node.doors) as raw:
+        made = raw.after("500ms")
+        while raw.ask("timer.get", {"id": made["id"]})["state"] != "firing":
+            pass
+        assert node.stop() == 0
+        node.start()
+        with Raw(node.doors) as again:
+            (expired,) = again.replay_all(("timer.expired",))
+    assert expired["data"]["lateness_us"] < 400_000  # it left before the stop, with its receipt
+    assert expired["data"]["misfire"] is False
