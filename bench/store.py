@@ -208,12 +208,14 @@ def finishes(count: int) -> dict[str, float]:
         # A step that shares no factor with the count visits timers far apart, none of them twice.
         numbers = [1 + (i * 7_368_787) % count for i in range(ended)]
         chain = work[-1].chain
-        events = [
-            pack_event(seq, Kind.EXPIRED, 0, seq, number, seq, 1, image_of(number, seq, 0, 3))
-            for seq, number in enumerate(numbers, count + 1)
-        ]
-        chain = chain_hash(chain, count + 1, events, b"", b"")
-        running.submit(Batch(count + 1, 1, events=events, chain=chain))
+        for at in range(0, ended, 1024):
+            first = count + 1 + at
+            events = [
+                pack_event(seq, Kind.EXPIRED, 0, seq, number, seq, 1, image_of(number, seq, 0, 3))
+                for seq, number in enumerate(numbers[at : at + 1024], first)
+            ]
+            chain = chain_hash(chain, first, events, b"", b"")
+            running.submit(Batch(first, 1, events=events, chain=chain))
         running.finish()
         before, began = anonymous_mb(), time.perf_counter()
         running.catch_up()

@@ -47,6 +47,8 @@ cdef struct Slice:
     NoteEntry* notes
     size_t notes_count, notes_room
     uint64_t seq, commit            # where it ends
+    uint64_t begin_seq              # ... and began
+    size_t scattered_count          # entries of timers older than the slice: each may dirty a page
     uint64_t skip_below             # events below were trimmed before a rebuild: not missed
 
 cdef int slice_gather(

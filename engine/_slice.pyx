@@ -110,6 +110,7 @@ cdef int add_event(Slice* piece, uint64_t seq, const Val* data, Fault* fault) no
     entry.id_high, entry.id_low = big_endian(entry.id_high), big_endian(entry.id_low)
     entry.seq, entry.at = seq, <size_t>copy - <size_t>piece.arena
     piece.entries_count += 1
+    piece.scattered_count += 0 < head.prev_seq <= piece.begin_seq
     return 0
 
 
@@ -150,7 +151,10 @@ cdef int slice_gather(
     Fault* fault
 ) noexcept nogil:
     """Read on from where the slice ends: whole commits up to `to_commit`, until there are
-    `entries_max` events or the arena is full. 0, or -1 and the fault."""
+    `entries_max` events or the arena is full. 0, or -1 and the fault.
+
+    Older timers stand anywhere in the tables, a page for each at worst, and LMDB keeps the pages that
+    a transaction has dirtied: of their events there are a quarter."""
     cdef void* seals
     cdef void* events
     cdef int rc = lm.cursor_open(txn, dbs.commits, &seals)
@@ -160,11 +164,12 @@ cdef int slice_gather(
     if rc:
         lm.cursor_close(seals)
         return wrong(fault, LOG_UNREADABLE, rc, 0)
-    cdef uint64_t begin = piece.seq
+    piece.begin_seq, piece.scattered_count = piece.seq, 0
     while (
         rc == 0
         and piece.commit < to_commit
-        and piece.seq - begin < entries_max
+        and piece.seq - piece.begin_seq < entries_max
+        and piece.scattered_count < max(entries_max // 4, 1)
         and piece.arena_used < <size_t>ARENA_FULL
     ):
         rc = gather_commit(piece, seals, events, fault)
