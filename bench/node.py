@@ -150,8 +150,23 @@ def due_of(body: bytes) -> int:
     return int(seconds) * NS + int(text[20:29])
 
 
+def late_beside_bulk(doors: dict[str, str], rate: int, seconds: int, scale: int) -> dict[str, Any]:
+    """The same while a client saturates the node with schedule_many."""
+    bulk = load.spawn("many", doors["control"], 80_000 * scale, 8, 500)
+    schedule_evenly(doors, rate, seconds)
+    load.begin(bulk)
+    heard = hear(doors, rate * seconds, seconds + 10)
+    return heard | {"bulk_per_second": round(load.result_of(bulk)["per_second"])}
+
+
 def lateness(doors: dict[str, str], rate: int, seconds: int) -> dict[str, Any]:
     """`rate` fires a second, spread evenly, scheduled two seconds before."""
+    schedule_evenly(doors, rate, seconds)
+    return hear(doors, rate * seconds, seconds + 10)
+
+
+def schedule_evenly(doors: dict[str, str], rate: int, seconds: int) -> None:
+    """Timers due one after the other, from two seconds ahead on."""
     begin_ns = time.time_ns() + 2 * NS
     count = rate * seconds
     for first in range(0, count, 500):
@@ -159,7 +174,6 @@ def lateness(doors: dict[str, str], rate: int, seconds: int) -> dict[str, Any]:
             at_timer(begin_ns + k * NS // rate) for k in range(first, min(first + 500, count))
         ]
         ask(doors["control"], "timer.schedule_many", {"timers": timers})
-    return hear(doors, count, seconds + 10)
 
 
 def herd(doors: dict[str, str], count: int) -> dict[str, Any]:
@@ -233,6 +247,9 @@ def run(small: bool = False) -> dict[str, Any]:
             rate = 1_000 if not small else 200
             result[f"lateness at {rate}/s"] = lateness(doors, rate, 1 if small else 10)
             print(f"  lateness: {result[f'lateness at {rate}/s']}", flush=True)
+            beside = late_beside_bulk(doors, rate, 1 if small else 5, scale)
+            result[f"lateness at {rate}/s beside bulk"] = beside
+            print(f"  lateness beside bulk: {beside}", flush=True)
             count = 10_000 if not small else 1_000
             result[f"herd of {count}"] = herd(doors, count)
             print(f"  herd: {result[f'herd of {count}']}", flush=True)
