@@ -211,7 +211,9 @@ class Loop:
         if applied < wants <= ledger.settled_seq and self._asked_seq < wants:
             self._asked_seq = ledger.settled_seq
             ledger.tables.follow(ledger.settled_seq, self.settled_commit, now=True)
-        self.node.resume(applied)
+        for job in self.node.ready_jobs(applied):
+            frames = (job.call.peer, b"", b"", job.call.corr)
+            self._guard(job.call.door, frames, partial(self.node.go_on, job))
         if self._must_sweep(applied):
             self._swept_seq = ledger.hot.sweep(applied, SWEEP_BUDGET)
 

@@ -3,7 +3,7 @@ neither waits, sends nor reads a clock. `loop.py` is its shell.
 
     accept   a request as frames            -> events in the open turn, an answer
     fire     timers that the wheel hands over -> `expired` events in the open turn
-    resume   verbs that wait for the tables, long ones slice by slice
+    go_on    verbs that wait for the tables, long ones slice by slice
 """
 
 from __future__ import annotations
@@ -246,27 +246,28 @@ class Node:
 
     _applied_seq = 0
 
-    def resume(self, applied_seq: int) -> None:
-        """Let each verb that is under way take one step, if the tables are as far as it needs."""
+    def ready_jobs(self, applied_seq: int) -> list[Job]:
+        """Take the verbs under way that can go on, now that the tables are at `applied_seq`."""
         self._applied_seq = applied_seq
-        for _ in range(len(self._jobs)):
-            job = self._jobs.popleft()
-            if job.needs <= applied_seq:
-                job.call.now = self.ledger.now
-                self._step(job)
-            else:
-                self._jobs.append(job)
+        ready = [job for job in self._jobs if job.needs <= applied_seq]
+        if ready:
+            self._jobs = deque(job for job in self._jobs if job.needs > applied_seq)
+        return ready
+
+    def go_on(self, job: Job) -> None:
+        """Let a verb that is under way take one step."""
+        job.call.now = self.ledger.now
+        self._step(job)
 
     def _step(self, job: Job) -> None:
         before = self.ledger.next_seq
+        self._keys_under_way.discard(job.key)  # back below, if the verb has not ended here
         try:
             job.needs = next(job.steps)
         except StopIteration as stop:
-            self._keys_under_way.discard(job.key)
             self._finish(job.call, before, job.key, stop.value)
             return
         except Refused as refused:
-            self._keys_under_way.discard(job.key)
             self._refuse(job.call.door, job.call.peer, job.call.corr, refused)
             return
         if job.needs and job.needs <= self._applied_seq:

@@ -439,7 +439,8 @@ def _answer_reads(serving: Serving, recovered: Recovered, owed: Owed) -> None:
             answers.append(_problem(owed, door, frames))
     if (call := node.next_later()) is not None:
         node.decide_later(call)
-    node.resume(ledger.tables.applied().seq)
+    for job in node.ready_jobs(ledger.tables.applied().seq):
+        node.go_on(job)
     serving.doors.send([*answers, *node.free_answers, *ledger.close_turn(0).answers])
     node.free_answers = []
     _beat(serving, owed)

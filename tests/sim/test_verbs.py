@@ -368,3 +368,18 @@ def test_hello_stats_health_time_and_schema(node: Driver) -> None:
     assert "timer.schedule" in schema
     assert node.ask("schema.get", {"op": "timer.get"}) == schema["timer.get"]
     assert node.refused("schema.get", {"op": "x"})["code"] == "not_found"
+
+
+def test_a_damaged_row_fails_its_request_and_not_the_node(node: Driver) -> None:
+    made = node.after("2000h", "damaged")
+    node.ask("timer.list")
+    node.pass_(60)  # the hot set has let it go: it stands in the tables alone
+    rows = node.node.tables._rows
+    (id,) = rows
+    rows[id] = rows[id][:-1] + b"!"
+    for _ in range(2):  # the key of a request that failed is not held
+        node.after("1h")  # the tables have to follow first, so the verb waits
+        problem = node.refused("timer.cancel", {"name": "damaged"}, idem="k")
+        assert problem["code"] == "internal"
+    assert node.refused("timer.get", {"id": made["id"]})["code"] == "internal"
+    assert node.ask("health")["status"] == "ok"
