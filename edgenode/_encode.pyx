@@ -30,6 +30,7 @@ cdef enum:
     HAS_IMAGE = 1
     MISFIRE = 4
     STEADY = 0
+    LATE = 3
     FIXED_MAX = 1200  # more than all members of fixed size take
 
 assert (HEAD, IMAGE, BLOB, HAS_IMAGE, MISFIRE, STEADY) == (
@@ -41,6 +42,7 @@ assert (HEAD, IMAGE, BLOB, HAS_IMAGE, MISFIRE, STEADY) == (
     _record.Scale.STEADY,
 )
 assert _record.IMAGE_END == HEAD + IMAGE
+assert _Kind.LATE == LATE
 
 cdef struct Parts:  # of a blob
     const char* name
@@ -276,6 +278,8 @@ cdef class Encoder:
         cdef int64_t due_ns = i64(raw + 24)
         cdef uint32_t occurrence = u32(raw + 32)
         cdef Parts parts
+        if <uint8_t>raw[5] == LATE:
+            fired_ns = i64(raw + 8)  # it is told of that instant
         read_parts(&parts, image + IMAGE, size - HEAD - IMAGE)
         to = put(to, '"subject":"', 11)
         to = put_id(to, image)

@@ -87,9 +87,32 @@ class EngineSection:
     )
     lead_min: int = _span("2ms", "0ms", "1s", "shortest time by which a fire is committed ahead")
     lead_max: int = _span("100ms", "1ms", "5s", "longest time by which a fire is committed ahead")
-    spin_max: int = _span("50us", "0us", "1ms", "longest time spent spinning before an instant")
-    realtime: str = _text("auto", "real-time scheduling; not used yet", ("auto", "on", "off"))
+    spin_max: int = _span("150us", "0us", "1ms", "longest time spent spinning before an instant")
+    spin_percent: int = _int(5, 0, 100, "share of one processor that spinning may cost")
+    realtime: str = _text(
+        "auto",
+        "SCHED_FIFO for the thread that fires; on: refuse to start without",
+        ("auto", "on", "off"),
+    )
     misfire_after: int = _span("1s", "10ms", "1h", "a fire later than this is flagged a misfire")
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSection:
+    """What is believed of UTC."""
+
+    hold_above: int = _span(
+        "1h",
+        "1s",
+        "3650d",
+        "UTC set by more holds wall-clock timers until it is accepted",
+    )
+    reference: str = _text(
+        "kernel", "what the error of UTC is known from: kernel, or a node's control door"
+    )
+    poll: int = _span("16s", "1s", "1h", "between two questions to a reference")
+    slew_max_ppm: int = _int(500, 1, 100_000, "how fast UTC may be put right by a reference")
+    wander_ppm: int = _int(15, 1, 1_000, "how fast the error grows while nothing is known")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +142,7 @@ class Config:
     doors: DoorsSection = field(default_factory=DoorsSection)
     log: LogSection = field(default_factory=LogSection)
     engine: EngineSection = field(default_factory=EngineSection)
+    clock: ClockSection = field(default_factory=ClockSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
 
 
@@ -127,6 +151,7 @@ SECTIONS: dict[str, type] = {
     "doors": DoorsSection,
     "log": LogSection,
     "engine": EngineSection,
+    "clock": ClockSection,
     "limits": LimitsSection,
 }
 

@@ -27,6 +27,8 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 _SUSPECT = re.compile(rb"\\u|[0-9][eE][+-]?[0-9]{3}|[0-9]{20}")
 DEPTH_SUSPECT = 64  # more brackets than this and the payload is parsed to see how deep it is
 DEPTH_MAX = 128
+BUDGET_NS_MIN = 1_000
+BUDGET_NS_MAX = 30 * 86_400_000_000_000
 
 
 class Plan(NamedTuple):
@@ -180,7 +182,34 @@ def _rest(asked: wire.Definition) -> bytes:
         rest["max_occurrences"] = asked.max_occurrences
     if asked.expires_at is not None:
         rest["expires_at"] = format_instant(parse_instant(asked.expires_at))
+    if asked.lateness_budget is not None:
+        rest["lateness_budget"] = format_duration(_budget(asked.lateness_budget))
     return orjson.dumps(rest) if rest else b""
+
+
+def _budget(text: str) -> int:
+    try:
+        budget_ns = parse_duration(text)
+    except ValueError as error:
+        raise refusal("validation", str(error), pointer="/lateness_budget") from None
+    if not BUDGET_NS_MIN <= budget_ns <= BUDGET_NS_MAX:
+        raise refusal(
+            "validation",
+            f"lateness_budget is {text!r}; the range is {format_duration(BUDGET_NS_MIN)} to "
+            f"{format_duration(BUDGET_NS_MAX)}",
+            pointer="/lateness_budget",
+        )
+    return budget_ns
+
+
+def budget_of(blob: bytes) -> int:
+    """The lateness in ns that a stored definition allows before `late` is told; 0: any. 0.3 us,
+    unless there is one."""
+    if b'"lateness_budget":' not in blob:
+        return 0
+    rest = unpack_blob(blob).rest
+    text = orjson.loads(rest).get("lateness_budget") if rest else None
+    return parse_duration(text) if text is not None else 0
 
 
 def time_of(

@@ -31,6 +31,10 @@ KIND_NAMES: dict[int, str] = {
     Kind.NODE_STARTED: "node.started",
     Kind.NODE_STOPPED: "node.stopped",
     Kind.CLOCK_STEPPED: "node.clock_stepped",
+    Kind.CLOCK_HELD: "node.clock_held",
+    Kind.CLOCK_RELEASED: "node.clock_released",
+    Kind.CLOCK_SLEWED: "node.clock_slewed",
+    Kind.SUSPENDED: "node.suspended",
 }
 
 STATE_NAMES: dict[int, str] = {state: state.name.lower() for state in State}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgenode.definitions import replace_rule
-from edgenode.ledger import TICK_NS, Ledger, Timer
+from edgenode.definitions import budget_of, replace_rule
+from edgenode.ledger import TICK_NS, Awaited, Ledger, Timer
 from engine import schedule as rules
 from engine.clock import tick_at_or_after
 from engine.record import FLAG_MISFIRE, Image, Kind, Scale, rule_of
@@ -23,6 +23,8 @@ def fire_due(ledger: Ledger, id: bytes, wheel_tick: int) -> bool:
     image, now = timer.image, ledger.now
     deadline_ns = ledger.deadline_ns(image)
     due_tick = tick_at_or_after(deadline_ns, TICK_NS)
+    if image.scale == Scale.WALL and ledger.wall_held:
+        return False  # armed again when the clock is agreed on
     if due_tick > wheel_tick:
         ledger.hot.arm(id, due_tick)
         return False
@@ -52,8 +54,24 @@ def _expire(ledger: Ledger, timer: Timer, rule: Rule, flags: int) -> Timer:
         told_occurrence=fired.number,
         **after,
     )
-    ledger.expect_receipt(seq, image.id)
+    budget_ns = budget_of(timer.blob)
+    wall = image.scale == Scale.WALL
+    ledger.expect_receipt(seq, Awaited(image.id, image.due_ns, wall, budget_ns))
     return timer
+
+
+def tell_late(ledger: Ledger, seq: int, awaited: Awaited, fired_ns: int) -> None:
+    """Write `late` for the expiry at `seq`, which left at `fired_ns` (UTC), beyond its budget."""
+    fire, timer = ledger.event(seq), ledger.load(awaited.id)
+    if fire is None or timer is None:
+        return  # its end is forgotten: nobody could look it up
+    ledger.change(
+        Kind.LATE,
+        timer,
+        at_ns=fired_ns,
+        told_due_ns=fire.due_ns,
+        told_occurrence=fire.occurrence,
+    )
 
 
 def _why_ended(rule: Rule, fired: Occurrence) -> Reason:
@@ -92,7 +110,7 @@ def trigger(ledger: Ledger, timer: Timer) -> Timer:
         told_occurrence=image.occurrence,
         **after,
     )
-    ledger.expect_receipt(seq, image.id)
+    ledger.expect_receipt(seq, Awaited(image.id, now.steady_ns, False))
     return timer
 
 

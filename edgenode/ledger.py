@@ -12,7 +12,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from edgenode._encode import Encoder
 from edgenode.call import Answer
@@ -64,6 +64,15 @@ class Outcome:
     opened_ns: int
 
 
+class Awaited(NamedTuple):
+    """An expiry that has yet to leave. due_ns: on the steady scale, or UTC if it is `wall`."""
+
+    id: bytes
+    due_ns: int
+    wall: bool
+    budget_ns: int = 0  # lateness above this becomes an event; 0: none does
+
+
 @dataclass(slots=True)
 class Timer:
     """A timer as it is now: its image, its definition, and the seq that the image stands at."""
@@ -87,6 +96,8 @@ class Ledger:
     first_seq: int = 1
     horizon_ns: int = 0  # steady: what is due before it is armed
     serving_since_ns: int = 0  # steady: what was due earlier was missed
+    clock_accepted: bool = False  # an operator agrees with UTC: the loop will
+    wall_held: bool = False  # the wall clock is in doubt: its timers do not fire
     settled_seq: int = 0  # the newest event that is durable and was handed to the publisher
     live_count: int = 0
     trim_below: int = 0
@@ -97,7 +108,7 @@ class Ledger:
     receipts: bytearray = field(default_factory=bytearray)
     receipts_since_ns: int = 0
     opened_ns: int = 0
-    unreleased: dict[int, bytes] = field(default_factory=dict)  # expired, not yet receipted
+    unreleased: dict[int, Awaited] = field(default_factory=dict)  # expired, not yet receipted
     receipted: set[int] = field(default_factory=set)
     waiting_receipt: deque[int] = field(default_factory=deque)
     newer_notes: dict[bytes, bytes] = field(default_factory=dict)
@@ -217,18 +228,19 @@ class Ledger:
         flags: int = 0,
         told_due_ns: int = 0,
         told_occurrence: int = 0,
+        at_ns: int = 0,
         **after: int,
     ) -> Timer:
         """Write an event that changes a timer, and return the timer after it.
 
         blob: the whole definition, if it is new or the event must carry it; without one the event
         carries what names the timer. told_due_ns (UTC), told_occurrence: what the event speaks of,
-        by default the occurrence before the change. after: the members of the image that change;
-        `revision` and `seq` go by themselves.
+        by default the occurrence before the change. at_ns: its time, by default now. after: the
+        members of the image that change; `revision` and `seq` go by themselves.
         """
         before = timer.image
         seq = self.next_seq
-        revision = before.revision + 1
+        revision = before.revision + (kind != Kind.LATE)  # which changes nothing
         image = before._replace(seq=seq, revision=revision, **after)  # type: ignore[arg-type]
         assert may(before.state, kind, image.state), (before.state, kind, image.state)
         if not blob:
@@ -237,7 +249,7 @@ class Ledger:
             seq,
             kind,
             flags,
-            self.now.utc_ns,
+            at_ns or self.now.utc_ns,
             before.seq,
             told_due_ns,
             told_occurrence or before.occurrence,
@@ -252,7 +264,7 @@ class Ledger:
             self.hot.arm(image.id, tick_at_or_after(deadline_ns, TICK_NS))
         else:
             self.hot.disarm(image.id)
-        if image.state in TERMINAL:
+        if image.state in TERMINAL and before.state not in TERMINAL:
             self.live_count -= 1
         return Timer(image, blob or timer.blob)
 
@@ -260,18 +272,18 @@ class Ledger:
         """Write an event of the node itself; `data` is its JSON."""
         self.events.append(pack_event(self.next_seq, kind, 0, self.now.utc_ns, 0, 0, 0, None, data))
 
-    def receipt(self, seq: int, fired_ns: int) -> None:
-        """Write down when an expired event left."""
+    def receipt(self, seq: int, fired_ns: int) -> Awaited | None:
+        """Write down when an expired event left; what was awaited, if anything."""
         if not self.receipts:
-            self.receipts_since_ns = self.now.steady_ns
+            self.receipts_since_ns = fired_ns - self.now.shift_ns
         self.receipts += seq.to_bytes(8, "little") + fired_ns.to_bytes(8, "little")
-        self.unreleased.pop(seq, None)
         self.receipted.add(seq)
         self.fired[seq] = fired_ns
+        return self.unreleased.pop(seq, None)
 
-    def expect_receipt(self, seq: int, id: bytes) -> None:
+    def expect_receipt(self, seq: int, awaited: Awaited) -> None:
         """An expired event was written (or found at start) that has yet to leave."""
-        self.unreleased[seq] = id
+        self.unreleased[seq] = awaited
         self.waiting_receipt.append(seq)
 
     def remember(self, note: Note) -> None:

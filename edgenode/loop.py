@@ -1,11 +1,11 @@
 """The shell of the turn: it waits, drains the doors, lets the node decide, commits, and lets out.
 
     drain -> decide -> submit ......................... log thread: one commit
-    durable? -> answers out, events to the publisher -> release queue -> events door, on the instant
+    durable? -> answers out, events to the publisher -> events door -> pulse, on the instant
+    pulse: left? -> receipts of a later turn
 
 One thread. A turn is decided while the one before it is being written; nothing of a turn leaves
-before the log says that it is durable. What is due to be released is released between any two
-pieces of work.
+before the log says that it is durable. What is due leaves by the pulse's own thread meanwhile.
 """
 
 from __future__ import annotations
@@ -19,23 +19,27 @@ from typing import NamedTuple, Protocol
 
 from edgenode import call as calls
 from edgenode.call import Answer, Frames
+from edgenode.fire import tell_late
 from edgenode.lead import Lead
 from edgenode.ledger import Outcome
 from edgenode.logs import say
 from edgenode.metrics import LATE_US, Metrics
 from edgenode.node import Node
 from edgenode.principal import Principal
-from edgenode.publish import Publisher, ReleaseQueue
+from edgenode.publish import Publisher
 from edgenode.recovery import Recovered, anchor_note
-from engine.clock import Clock, Now, Step
+from edgenode.timekeeping import Finding, Timekeeper
+from engine.clock import Clock, Now
 from engine.errors import StoreFailed
+from engine.pulse import Left
 from engine.record import Kind
 from minoots.wire.problems import refusal
 
 FIRE_LIMIT = 512  # timers fired before requests are looked at again
-RELEASE_LIMIT = 256  # expirations released between two flushes
 SWEEP_BUDGET = 4_096  # slots of the hot set that are swept in one pass: 7 us
-DRAIN_WAIT_NS = 1_000_000_000  # longest wait for one commit or release while stopping
+DRAIN_WAIT_NS = 1_000_000_000  # longest wait for one commit while stopping
+DRAIN_LOOK_NS = 2_000_000  # between two looks at what is still to leave
+ROOM_LOOK_NS = 1_000_000  # ... at whether the pulse has room again
 GREETING_NS = 10_000_000  # between two heartbeats that greet newcomers
 
 
@@ -60,17 +64,40 @@ class Doors(Protocol):
     def send(self, answers: list[Answer]) -> None:
         """Send answers; one whose peer is gone or full is dropped and counted."""
 
-    def flush(self) -> None:
-        """Send the live events that were published."""
-
     def newcomers(self) -> bool:
         """Whether somebody has subscribed since the last time this was asked."""
 
     def dropped(self) -> dict[str, int]:
         """What could not be sent since the doors were opened."""
 
-    def heartbeat(self, tenant: str, epoch: int, floor: int, now_ns: int) -> None:
+    def heartbeat(
+        self, tenant: str, epoch: int, floor: int, now_ns: int, clock_error_us: int | None
+    ) -> None:
         """Publish the heartbeat of a tenant."""
+
+
+class Events(Protocol):
+    """The events door, as far as expiries go that were handed to it."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something waits for room."""
+
+    @property
+    def held_count(self) -> int:
+        """Expiries that were handed over and have not been taken back."""
+
+    def retry(self) -> None:
+        """Hand over what waited for room."""
+
+    def take(self) -> list[Left]:
+        """Those that have left since the last time."""
+
+    def move(self, by_ns: int) -> None:
+        """UTC was set: expiries of the wall clock are due `by_ns` later."""
+
+    def clear(self) -> None:
+        """Forget those that have not left."""
 
 
 class Sleeper(Protocol):
@@ -110,10 +137,11 @@ class Loop:
     node: Node
     recovered: Recovered
     publisher: Publisher
-    queue: ReleaseQueue
+    events: Events
     doors: Doors
     sleeper: Sleeper
     clock: Clock
+    keeper: Timekeeper
     lead: Lead
     metrics: Metrics
     commit: int  # the newest that was submitted
@@ -124,6 +152,7 @@ class Loop:
     settled_commit: int = 0
     _asked_seq: int = 0
     _swept_seq: int = 0
+    _looked_ns: int = 0  # steady: when the pulse was last asked what has left
 
     def __post_init__(self) -> None:
         ledger = self.recovered.ledger
@@ -131,10 +160,9 @@ class Loop:
         self.node.lead_ns = self.metrics.lead_ns = self.lead.ns
         self.settled_commit = self.commit
         ledger.tables.follow(ledger.settled_seq, self.commit)
-        if self.recovered.timescale.resumed is not None:
-            self._tell_step(self.recovered.timescale.resumed)
+        self._tell(self.keeper.resumed())
         for seq, data in self.recovered.unreleased:
-            self.publisher.tell(seq, data, ledger.now.shift_ns)
+            self.publisher.hold(seq, data, ledger.unreleased[seq], ledger.now.shift_ns)
 
     # ------------------------------------------------------------------------------- one pass
 
@@ -151,9 +179,10 @@ class Loop:
         """One pass: everything that can be done without waiting, once."""
         self._tick()
         self.settle()
-        self.release()
+        self.take_left()
         self._accept()
-        self.node.fire(FIRE_LIMIT)
+        if not self.events.is_full:
+            self.node.fire(FIRE_LIMIT)
         self._resume()
         self._send_free()
         self.settle()
@@ -177,9 +206,7 @@ class Loop:
         came = self.doors.drain(limits.drain_max)
         if came:
             self._tick()  # only now: a duration counts from an instant after it was asked for
-        for at, (door, frames, principal) in enumerate(came):
-            if at % 64 == 63:
-                self.release()
+        for door, frames, principal in came:
             self._guard(door, frames, partial(self.node.accept, door, frames, principal))
 
     def _guard(self, door: int, frames: Frames, decide: Callable[[], object]) -> None:
@@ -271,7 +298,6 @@ class Loop:
         durable = self.recovered.ledger.log.durable()
         while self.under_way and self.under_way[0].commit <= durable:
             self._let_out(self.under_way.popleft())
-        self.doors.flush()
 
     def _let_out(self, turn: UnderWay) -> None:
         ledger, outcome = self.recovered.ledger, turn.outcome
@@ -284,7 +310,7 @@ class Loop:
         if outcome.opened_ns:
             self.metrics.turn_us.record((now.steady_ns - outcome.opened_ns) // 1_000)
         if batch.events:
-            self.publisher.settled(batch.first_seq, batch.events, now.shift_ns)
+            self.publisher.settled(batch.first_seq, batch.events, now.shift_ns, ledger.unreleased)
             ledger.settled_seq = batch.first_seq + len(batch.events) - 1
             self._feed_lead(batch.events, batch.at_ns, now)
         for at in range(0, len(batch.receipts), 16):
@@ -300,30 +326,30 @@ class Loop:
             self.node.lead_ns = self.metrics.lead_ns = self.lead.ns
 
     def _breathe(self) -> None:
-        """Between two pieces of one decision: let out what is due, and what is durable."""
-        self.release()
+        """Between two pieces of one decision: let out what is durable. Nothing may be decided."""
         self.settle()
 
-    # ------------------------------------------------------------------------------- the instant
+    # ------------------------------------------------------------------------------- receipts
 
-    def release(self) -> None:
-        """Publish what is due, and keep its receipts. Never early: the clock is read here."""
-        first_ns = self.queue.next_ns()
-        if first_ns is None:
-            return
-        ledger, clock, timescale = self.recovered.ledger, self.clock, self.recovered.timescale
-        now = timescale.now(clock)
-        if 0 < first_ns - now.steady_ns <= ledger.config.engine.spin_max:
-            while now.steady_ns < first_ns:
-                now = timescale.now(clock)
-        while due := self.queue.take_due(now.steady_ns, RELEASE_LIMIT):
-            for release in due:
-                fired_ns = max(now.utc_ns, release.due_utc_ns)
-                self.publisher.release(release, fired_ns)
-                ledger.receipt(release.seq, fired_ns)
-                self._count_fire((fired_ns - release.due_utc_ns) // 1_000, release.misfire)
-            self.doors.flush()
-            now = timescale.now(clock)
+    def take_left(self) -> None:
+        """Write down what has left by the pulse: receipts, and what was later than it may be."""
+        events, ledger = self.events, self.recovered.ledger
+        if events.is_full:
+            events.retry()
+        self._looked_ns = ledger.now.steady_ns
+        for seq, fired_ns, late_ns, misfire in events.take():
+            awaited = ledger.receipt(seq, fired_ns)
+            self._count_fire(late_ns // 1_000, misfire)
+            if awaited is not None and 0 < awaited.budget_ns < late_ns:
+                self.metrics.count(self.metrics.over_budget, ledger.identity.tenant)
+                tell_late(ledger, seq, awaited, fired_ns)
+
+    def let_go(self) -> None:
+        """The store has failed: expiries that have not left are found again in the log, those that
+        have are in `ledger.fired`."""
+        self.events.clear()
+        for seq, fired_ns, _, _ in self.events.take():
+            self.recovered.ledger.receipt(seq, fired_ns)
 
     def _count_fire(self, lateness_us: int, misfire: bool) -> None:
         metrics = self.metrics
@@ -343,9 +369,12 @@ class Loop:
         if now_ns >= times.heartbeat:
             times.heartbeat, times.beat = now_ns + self.pace.heartbeat, now_ns
             self._heartbeat()
+        if self.recovered.ledger.clock_accepted:
+            self.recovered.ledger.clock_accepted = False
+            self._keep_time(self.keeper.accept)
         if now_ns >= times.clock:
             times.clock = now_ns + self.pace.clock
-            self._check_clock()
+            self.check_clock()
         if now_ns >= times.upkeep:
             times.upkeep = now_ns + self.pace.upkeep
             self._upkeep()
@@ -353,24 +382,33 @@ class Loop:
     def _heartbeat(self) -> None:
         ledger = self.recovered.ledger
         identity = ledger.identity
-        self.doors.heartbeat(identity.tenant, identity.epoch, ledger.left_seq, ledger.now.utc_ns)
+        error_us = self.keeper.error_us
+        self.doors.heartbeat(
+            identity.tenant, identity.epoch, ledger.left_seq, ledger.now.utc_ns, error_us
+        )
         self.metrics.dropped = self.doors.dropped()
-        self.doors.flush()
 
-    def _check_clock(self) -> None:
+    def check_clock(self) -> None:
         """UTC may have been set: timers of the wall clock move with it, and the log says so."""
-        step = self.recovered.timescale.read(self.clock)
-        if step is None:
-            return
-        self._tick()
-        self._tell_step(step)
-        self.node.ledger.remember(anchor_note(self.recovered.timescale, self.clock))
-        self.recovered.horizon.stepped()
+        self._keep_time(self.keeper.check)
 
-    def _tell_step(self, step: Step) -> None:
-        by_ns = step.after_shift_ns - step.before_shift_ns
-        say("warning", "clock_stepped", by_ns=by_ns, utc_ns=self.node.ledger.now.utc_ns)
-        self.node.ledger.tell(Kind.CLOCK_STEPPED, b'{"by_ns":%d}' % by_ns)
+    def _keep_time(self, look: Callable[[], list[Finding]]) -> None:
+        ledger, timescale = self.recovered.ledger, self.recovered.timescale
+        before_ns, was_held = timescale.shift_ns, ledger.wall_held
+        found = look()
+        self._tick()
+        self._tell(found)
+        ledger.wall_held = self.keeper.is_held
+        moved_ns = timescale.shift_ns - before_ns
+        if moved_ns or (was_held and not ledger.wall_held):
+            self.events.move(-moved_ns)
+            ledger.remember(anchor_note(timescale, self.clock))
+            self.recovered.horizon.stepped()
+
+    def _tell(self, found: list[Finding]) -> None:
+        for finding in found:
+            say("warning", finding.kind.name.lower(), **finding.data)
+            self.node.ledger.tell(finding.kind, finding.json)
 
     def _upkeep(self) -> None:
         """Forget what nobody needs: seqs the tables hold, old events, notes and finished timers."""
@@ -415,33 +453,36 @@ class Loop:
         wake_ns = min(self.times.next(), self.recovered.horizon.next_ns)
         if ledger.receipts and ready:
             wake_ns = min(wake_ns, ledger.receipts_since_ns + ledger.config.log.receipt_delay)
-        fire_ns, release_ns = node.next_fire_ns(), self.queue.next_ns()
+        if self.events.held_count:
+            wake_ns = min(wake_ns, self._looked_ns + ledger.config.log.receipt_delay)
+        if self.events.is_full:
+            return self.recovered.timescale.boot_ns(ledger.now.steady_ns + ROOM_LOOK_NS)
+        fire_ns = node.next_fire_ns()
         if fire_ns is not None:
             wake_ns = min(wake_ns, fire_ns)
-        if release_ns is not None:
-            wake_ns = min(wake_ns, release_ns - ledger.config.engine.spin_max)
         return self.recovered.timescale.boot_ns(wake_ns)
 
     def drain(self) -> None:
-        """Commit what is decided, let it out, release what is committed ahead (it is due within the
-        lead), and stop."""
+        """Commit what is decided, let it out, wait for what is committed ahead (it is due within
+        the lead), and stop. What the wall clock holds back longer is let out by the next start."""
         self.stopping = True
-        self._tick()
         ledger = self.recovered.ledger
+        now = self._tick()
+        until_ns = now.steady_ns + ledger.config.engine.lead_max + DRAIN_WAIT_NS
         ledger.tell(Kind.NODE_STOPPED, b"{}")
         ledger.remember(anchor_note(self.recovered.timescale, self.clock))
-        while self._is_owing():
+        while self._is_owing() or (self.events.held_count and now.steady_ns < until_ns):
+            now = self._tick()
+            self.take_left()
             self.submit()
             self.settle()
-            self.release()
-            wake_ns = self.clock.steady_boot_ns() + DRAIN_WAIT_NS
-            release_ns = self.queue.next_ns()
-            if release_ns is not None:
-                wake_ns = min(wake_ns, self.recovered.timescale.boot_ns(release_ns))
-            if self.under_way or release_ns is not None:
-                self.sleeper.wait(wake_ns)
+            boot_ns = self.clock.steady_boot_ns()
+            if self.events.held_count:
+                self.sleeper.wait(boot_ns + DRAIN_LOOK_NS)
+            elif self.under_way:
+                self.sleeper.wait(boot_ns + DRAIN_WAIT_NS)
 
     def _is_owing(self) -> bool:
         ledger = self.recovered.ledger
         decided = ledger.must_commit(receipts_too=True) or bool(ledger.answers)
-        return decided or bool(self.under_way) or self.queue.next_ns() is not None
+        return decided or bool(self.under_way)

@@ -59,6 +59,7 @@ class Metrics:
     fired: int = 0
     late: int = 0  # released more than LATE_US after their due
     misfires: int = 0
+    over_budget: dict[str, int] = field(default_factory=dict)  # by tenant
     lead_ns: int = 0
     lateness_us: Histogram = field(default_factory=Histogram)
     due_to_durable_us: Histogram = field(default_factory=Histogram)
@@ -68,9 +69,14 @@ class Metrics:
     problems: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # what the doors could not send
 
-    def fires(self) -> dict[str, int]:
+    def fires(self) -> dict[str, object]:
         """Counts of expirations that left."""
-        return {"total": self.fired, "late": self.late, "misfires": self.misfires}
+        return {
+            "total": self.fired,
+            "late": self.late,
+            "misfires": self.misfires,
+            "over_budget": self.over_budget,
+        }
 
     def count(self, of: dict[str, int], what: str) -> None:
         """Add one to a named counter."""

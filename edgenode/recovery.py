@@ -14,13 +14,14 @@ from typing import NamedTuple
 import msgspec
 
 from edgenode.config import Config
+from edgenode.definitions import budget_of
 from edgenode.encode import Identity
 from edgenode.horizon import Horizon
-from edgenode.ledger import Ledger, StoreLog, StoreTables
+from edgenode.ledger import Awaited, Ledger, StoreLog, StoreTables
 from engine._hot import HotSet
 from engine._wheel import Wheel
 from engine.clock import Anchor, Clock, Timescale
-from engine.record import Kind, Note, unpack_event, unpack_note
+from engine.record import Event, Kind, Note, Scale, unpack_event, unpack_note
 from engine.timer import TERMINAL, State
 
 ANCHOR_KEY = b"\x00minoots.anchor\x00"  # no digest of a client's key: those are random
@@ -52,7 +53,7 @@ def recover(
     """Build the ledger from the store. Raises StoreCorrupt."""
     state = log.state()
     notes = _newer_notes(log, tables.applied().commit)
-    timescale = _timescale(notes, tables, clock)
+    timescale = _timescale(notes, tables, clock, config.clock.hold_above)
     now = timescale.now(clock)
     hot = HotSet(Wheel(capacity=1 << 26, now_tick=0))
     ledger = Ledger(
@@ -68,6 +69,7 @@ def recover(
         serving_since_ns=now.steady_ns,
         settled_seq=state.last_seq,
         live_count=tables.applied().live_count,
+        wall_held=timescale.doubt is not None,
     )
     for commit, key, data in notes:
         ledger.newer_notes[key] = data
@@ -96,15 +98,19 @@ def _newer_notes(log: StoreLog, applied_commit: int) -> list[tuple[int, bytes, b
 
 
 def _timescale(
-    notes: list[tuple[int, bytes, bytes]], tables: StoreTables, clock: Clock
+    notes: list[tuple[int, bytes, bytes]],
+    tables: StoreTables,
+    clock: Clock,
+    hold_above_ns: int,
 ) -> Timescale:
     newest = tables.note(ANCHOR_KEY)
     for _, key, data in notes:
         if key == ANCHOR_KEY:
             newest = data
     if newest is None:
-        return Timescale.fresh(clock)
-    return Timescale.resume(_anchor.decode(unpack_note(newest).reply), clock)
+        return Timescale.fresh(clock, hold_above_ns)
+    saved = _anchor.decode(unpack_note(newest).reply)
+    return Timescale.resume(saved, clock, hold_above_ns)
 
 
 def _read_newer(ledger: Ledger, from_seq: int) -> None:
@@ -117,7 +123,8 @@ def _read_newer(ledger: Ledger, from_seq: int) -> None:
                 scheduled = image.state == State.SCHEDULED
                 due_ns = image.due_ns if scheduled else 0
                 ledger.hot.note(image.id, seq, due_ns, image.scale)
-                ledger.live_count += (data[5] == Kind.SCHEDULED) - (image.state in TERMINAL)
+                ended = image.state in TERMINAL and data[5] != Kind.LATE
+                ledger.live_count += (data[5] == Kind.SCHEDULED) - ended
             seq += 1
 
 
@@ -129,9 +136,19 @@ def _unreleased(ledger: Ledger, from_seq: int) -> list[tuple[int, bytes]]:
         receipts = ledger.log.receipts(seq, seq + len(page) - 1)
         for data in page:
             if data[5] == Kind.EXPIRED and seq not in receipts:
-                image = unpack_event(seq, data).image
-                assert image is not None
-                ledger.expect_receipt(seq, image.id)
+                ledger.expect_receipt(seq, _awaited(ledger, unpack_event(seq, data)))
                 found.append((seq, data))
             seq += 1
     return found
+
+
+def _awaited(ledger: Ledger, fire: Event) -> Awaited:
+    """What an expiry without a receipt waits for. Its due was told in the UTC of that time, which
+    may have been set since: a steady one was committed no earlier than the lead before its due."""
+    assert fire.image is not None
+    wall = fire.image.scale == Scale.WALL
+    due_ns = fire.due_ns
+    if not wall:
+        latest_ns = ledger.now.steady_ns + ledger.config.engine.lead_max
+        due_ns = min(due_ns - ledger.now.shift_ns, latest_ns)
+    return Awaited(fire.image.id, due_ns, wall, budget_of(fire.blob))

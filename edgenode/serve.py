@@ -29,8 +29,9 @@ from edgenode.logs import say
 from edgenode.loop import Loop, UnderWay
 from edgenode.metrics import Metrics
 from edgenode.node import FREE_OPS, Node
-from edgenode.publish import Publisher, ReleaseQueue
+from edgenode.publish import Publisher
 from edgenode.recovery import PAGE_BYTES, PAGE_EVENTS, Recovered, anchor_note, recover
+from edgenode.timekeeping import Timekeeper
 from edgenode.verbs.about import About
 from engine._log import LmdbLog
 from engine._tables import LmdbTables
@@ -71,7 +72,7 @@ def serve(config: Config, data_dir: Path) -> None:
     DoorError, OSError."""
     store = _open(config, data_dir)
     try:
-        doors = open_doors(config.doors, config.limits)
+        doors = open_doors(config.doors, config.limits, config.engine)
     except BaseException:
         store.close()
         raise
@@ -156,6 +157,7 @@ def _recover(serving: Serving, store: Store, owed: Owed | None) -> Recovered:
     recovered = recover(config, serving.node_id, store.log, store.tables, clock, secrets.randbits)
     ledger = recovered.ledger
     about = About(version("minoots"), serving.boot, serving.doors.endpoints, metrics)
+    about.pulse = serving.doors.pulse.stats
     if owed is not None:
         about.writes_refused, about.full = owed.why, owed.code == "storage_full"
         recovered = _keep_fired(recovered, owed)
@@ -177,16 +179,16 @@ def _recover(serving: Serving, store: Store, owed: Owed | None) -> Recovered:
 
 def _loop(serving: Serving, store: Store, recovered: Recovered) -> Loop:
     assert serving.node is not None
-    config = serving.config
-    queue = ReleaseQueue()
+    config, timescale = serving.config, recovered.timescale
     return Loop(
         serving.node,
         recovered,
-        Publisher(recovered.ledger.identity, serving.doors.events, queue),
-        queue,
+        Publisher(recovered.ledger.identity, serving.doors.events, timescale.boot_ns(0)),
+        serving.doors.events,
         serving.doors,
         _sleeper(serving, store),
         serving.clock,
+        Timekeeper(timescale, serving.clock),
         Lead(config.engine.lead_min, config.engine.lead_max),
         serving.metrics,
         store.log.state().commit,
@@ -310,6 +312,7 @@ def _after_failure(
     node.about.writes_refused, node.about.full = why, full
     answers, doubtful, settled_seq = [], [], ledger.settled_seq
     if loop is not None:
+        loop.let_go()
         durable = ledger.log.state().commit
         for turn in loop.under_way:
             if turn.commit <= durable:
@@ -456,8 +459,7 @@ def _beat(serving: Serving, owed: Owed) -> None:
     serving.beat_ns = now.steady_ns + RETRY_NS
     identity = node.ledger.identity
     floor = min(node.ledger.left_seq, owed.settled_seq)
-    serving.doors.heartbeat(identity.tenant, identity.epoch, floor, now.utc_ns)
-    serving.doors.flush()
+    serving.doors.heartbeat(identity.tenant, identity.epoch, floor, now.utc_ns, None)
 
 
 def _make_good(serving: Serving, loop: Loop, owed: Owed) -> None:
@@ -467,9 +469,8 @@ def _make_good(serving: Serving, loop: Loop, owed: Owed) -> None:
     while page := ledger.log.events(seq, PAGE_EVENTS, PAGE_BYTES):
         for data in page:
             if data[5] != Kind.EXPIRED:
-                loop.publisher.tell(seq, data, ledger.now.shift_ns)
+                loop.publisher.tell(seq, data)
             seq += 1
-    serving.doors.flush()
 
 
 def _notify(state: str) -> None:

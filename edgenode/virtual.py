@@ -5,7 +5,9 @@ The same node, loop and wheel as the real one; only the edges are others.
 
 from __future__ import annotations
 
+import heapq
 import random
+import struct
 from collections import deque
 
 from edgenode.call import Answer, Frames
@@ -16,11 +18,13 @@ from edgenode.loop import Loop, Pace
 from edgenode.metrics import Metrics
 from edgenode.node import Node
 from edgenode.principal import LOCAL, Principal
-from edgenode.publish import Publisher, ReleaseQueue
+from edgenode.publish import Publisher
 from edgenode.recovery import recover
+from edgenode.timekeeping import Timekeeper
 from edgenode.verbs.about import About
-from engine.clock import VirtualClock
+from engine.clock import Clock, VirtualClock
 from engine.memory import MemoryLog, MemoryTables
+from engine.pulse import COUNTERS, COUNTERS_ROW, Left, Release
 
 START_NS = 1_800_000_000_000_000_000  # 2027-01-15T08:00:00Z
 DAY_NS = 86_400_000_000_000
@@ -30,21 +34,103 @@ LEAD_NS = 2_000_000
 PACE = Pace(heartbeat=DAY_NS, clock=DAY_NS, upkeep=DAY_NS // 4, anchor=DAY_NS)
 
 
-class _Sink:
-    """Stands for the events socket: everybody subscribes to everything."""
+_stamp = struct.Struct(">4q").pack
 
-    def __init__(self) -> None:
+
+class VirtualPulse:
+    """Lets events out into a list, when it is asked to and the clock it is given says so.
+
+    room: how many expiries it holds at most.
+    """
+
+    def __init__(self, clock: Clock, room: int = 1 << 30) -> None:
         self.sent: list[Frames] = []
-        self.dropped_full = 0
-        self._subscriptions: list[Frames] = [(b"\x01",)]
+        self.held_count = 0
+        self._clock = clock
+        self._room = room
+        self._waiting: list[tuple[int, int, int, Release]] = []
+        self._left: list[Left] = []
+        self._counts = [0] * COUNTERS
+        self._order = 0
+        self._subscriptions = [b"\x01"]  # everybody subscribes to everything
 
-    def drain(self, limit: int, frames_max: int = 2) -> list[Frames]:
+    def send(self, seq: int, counter: int, topic: bytes, body: bytes | None) -> bool:
+        """See `engine.pulse.Outlet`."""
+        self._leave(seq, counter, 0, topic, body)
+        return True
+
+    def beat(self, topic: bytes, body: bytes) -> bool:
+        """See `engine.pulse.Outlet`."""
+        self.sent.append((topic, _stamp(0, 0, 0, 0), body))
+        return True
+
+    def counts(self, row: int) -> list[int]:
+        """See `engine.pulse.Outlet`."""
+        return self._counts[row : row + COUNTERS_ROW]
+
+    def subscriptions(self) -> list[bytes]:
+        """See `engine.pulse.Outlet`."""
         came, self._subscriptions = self._subscriptions, []
         return came
 
-    def send(self, messages: list[Frames]) -> int:
-        self.sent.extend(messages)
-        return len(messages)
+    def hold(self, release: Release, counter: int) -> bool:
+        """See `engine.pulse.Releases`."""
+        if self.held_count >= self._room:
+            return False
+        self.held_count += 1
+        self._order += 1
+        heapq.heappush(self._waiting, (release.due_ns, self._order, counter, release))
+        return True
+
+    def take(self) -> list[Left]:
+        """See `engine.pulse.Releases`."""
+        self.run()
+        left, self._left = self._left, []
+        self.held_count -= len(left)
+        return left
+
+    def move(self, by_ns: int) -> None:
+        """See `engine.pulse.Releases`."""
+        moved = []
+        for due_ns, order, counter, release in self._waiting:
+            by = by_ns if release.wall else 0
+            moved.append((due_ns + by, order, counter, release._replace(due_ns=due_ns + by)))
+        self._waiting = moved
+        heapq.heapify(moved)
+
+    def clear(self) -> None:
+        """See `engine.pulse.Releases`."""
+        self.held_count -= len(self._waiting)
+        self._waiting = []
+
+    def fileno(self) -> int:
+        """See `engine.pulse.Releases`."""
+        return -1
+
+    @property
+    def next_ns(self) -> int | None:
+        """The BOOTTIME instant at which something leaves next."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def run(self) -> None:
+        """Let out what is due: the real one does so by itself."""
+        now_ns = self._clock.steady_boot_ns()
+        while self._waiting and self._waiting[0][0] <= now_ns:
+            _, _, counter, release = heapq.heappop(self._waiting)
+            late_ns = now_ns - release.due_ns
+            fired_ns = release.due_utc_ns + late_ns
+            self._leave(release.seq, counter, fired_ns, release.topic, release.body)
+            self._left.append((release.seq, fired_ns, late_ns, release.misfire))
+
+    def _leave(
+        self, seq: int, counter: int, fired_ns: int, topic: bytes, body: bytes | None
+    ) -> None:
+        row = counter - counter % COUNTERS_ROW
+        self._counts[row] += 1
+        self._counts[counter] += 1
+        if body is not None:
+            stamp = _stamp(seq, fired_ns, self._counts[row], self._counts[counter])
+            self.sent.append((topic, stamp, body))
 
 
 class _Doors:
@@ -67,16 +153,15 @@ class _Doors:
     def send(self, answers: list[Answer]) -> None:
         self.outbox.extend(answer.frames[1:] for answer in answers)
 
-    def flush(self) -> None:
-        self.events.flush()
-
     def newcomers(self) -> bool:
         return False
 
     def dropped(self) -> dict[str, int]:
         return {}
 
-    def heartbeat(self, tenant: str, epoch: int, floor: int, now_ns: int) -> None:
+    def heartbeat(
+        self, tenant: str, epoch: int, floor: int, now_ns: int, clock_error_us: int | None
+    ) -> None:
         """Nobody listens for it here."""
 
 
@@ -88,14 +173,15 @@ class _NoSleep:
 class VirtualNode:
     """One node, driven step by step. start_ns: UTC at the beginning; seed: of its ids."""
 
-    def __init__(self, start_ns: int = START_NS, *, seed: int = 0) -> None:
+    def __init__(
+        self, start_ns: int = START_NS, *, seed: int = 0, config: Config | None = None
+    ) -> None:
         self.clock = VirtualClock(start_ns)
         self.log = MemoryLog()
         self.tables = MemoryTables(self.log)
         self._random = random.Random(seed)
         self._follow_ns = 0
-        # Virtual time stands still while code runs: nothing may spin until it has come.
-        self._config = Config(engine=EngineSection(horizon=DAY_NS, spin_max=0))
+        self._config = config or Config(engine=EngineSection(horizon=DAY_NS))
         self._start()
 
     def _start(self) -> None:
@@ -103,19 +189,22 @@ class VirtualNode:
             self._config, "virtual", self.log, self.tables, self.clock, self._random.getrandbits
         )
         ledger = recovered.ledger
-        self._sink = _Sink()
-        self._doors = _Doors(EventsDoor(self._sink, boot="virtual"))
-        queue = ReleaseQueue()
+        self.pulse = VirtualPulse(self.clock)
+        self._doors = _Doors(EventsDoor(self.pulse, boot="virtual"))
+        self._doors.events.take_subscriptions()
+        timescale = recovered.timescale
+        keeper = Timekeeper(timescale, self.clock)
         metrics = Metrics(started_ns=ledger.now.steady_ns)
         about = About("virtual", "virtual", {}, metrics)
         self._loop = Loop(
             Node(ledger, about),
             recovered,
-            Publisher(ledger.identity, self._doors.events, queue),
-            queue,
+            Publisher(ledger.identity, self._doors.events, timescale.boot_ns(0)),
+            self._doors.events,
             self._doors,
             _NoSleep(),
             self.clock,
+            keeper,
             Lead(LEAD_NS, LEAD_NS),
             metrics,
             self.log.state().commit,
@@ -146,6 +235,8 @@ class VirtualNode:
             now_ns = self.clock.steady_boot_ns()
             self._follow(now_ns)
             wake_ns = self._loop.wake_boot_ns()
+            if self.pulse.next_ns is not None:
+                wake_ns = min(wake_ns, self.pulse.next_ns)
             if wake_ns > end_ns:
                 break
             self.clock.advance(max(wake_ns - now_ns, 0))
@@ -162,7 +253,7 @@ class VirtualNode:
 
     def live(self) -> list[list[bytes]]:
         """The live frames since the last time: [topic, stamp, body]."""
-        sent, self._sink.sent = self._sink.sent, []
+        sent, self.pulse.sent = self.pulse.sent, []
         return [list(frames) for frames in sent]
 
     def step_utc(self, ns: int) -> None:

@@ -33,6 +33,7 @@ from engine._record cimport (
     DONE_SEED,
     DUE_SEED,
     FLAG_BLOB,
+    KIND_LATE,
     KIND_SCHEDULED,
     META_SEED,
     NAME_SEED,
@@ -210,6 +211,8 @@ cdef int fold_timer(
         if rc != KEYEXIST:
             return rc
     rc = read_old(fold, image.id, fault)
+    if rc == NOTFOUND and finished and born.kind == KIND_LATE:
+        return put_done(fold, image, fault)
     if rc == NOTFOUND and fold.lenient:
         return fold_orphan(fold, image, blob, blob_bytes, fault)
     if rc:

@@ -89,6 +89,7 @@ cdef enum:
     FLAG_IMAGE = 1
     FLAG_BLOB = 2
     KIND_SCHEDULED = 1
+    KIND_LATE = 3                # told of a fire, even after it was the last
     STATE_SCHEDULED = 1
     STATE_PAUSED = 2             # what is above is terminal
     SCALE_STEADY = 0

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from engine._wait import boottime_ns, realtime_ns
+from engine._wait import boottime_ns, realtime_ns, suspended_ns
 
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 STEP_NS_MIN = 1_000_000  # UTC that moved by less is not said to have been stepped
@@ -38,6 +38,9 @@ class Clock(Protocol):
 
     def utc_ns(self) -> int:
         """Ns since the epoch, as the machine believes it."""
+
+    def suspended_ns(self) -> int:
+        """For how much of the time since that boot the machine was suspended."""
 
 
 class OsClock:
@@ -58,16 +61,20 @@ class OsClock:
     def utc_ns(self) -> int:
         return realtime_ns()
 
+    def suspended_ns(self) -> int:
+        return suspended_ns()
+
 
 class VirtualClock:
     """A clock that moves when it is told to."""
 
-    __slots__ = ("_boot_ns", "_boots", "_utc_ns")
+    __slots__ = ("_boot_ns", "_boots", "_suspended_ns", "_utc_ns")
 
     def __init__(self, utc_ns: int = 1_800_000_000_000_000_000, boot_ns: int = 0) -> None:
         self._boots = 1
         self._boot_ns = boot_ns
         self._utc_ns = utc_ns
+        self._suspended_ns = 0
 
     @property
     def boot_id(self) -> str:
@@ -78,6 +85,14 @@ class VirtualClock:
 
     def utc_ns(self) -> int:
         return self._utc_ns
+
+    def suspended_ns(self) -> int:
+        return self._suspended_ns
+
+    def suspend(self, ns: int) -> None:
+        """Let `ns` pass in a suspend."""
+        self.advance(ns)
+        self._suspended_ns += ns
 
     def advance(self, ns: int) -> None:
         """Let `ns` pass, on both clocks."""
@@ -94,7 +109,30 @@ class VirtualClock:
         """Reboot; the machine was down for `down_ns`."""
         self.advance(down_ns)
         self._boots += 1
-        self._boot_ns = 0
+        self._boot_ns = self._suspended_ns = 0
+
+
+class CorrectedClock:
+    """A clock whose UTC is put right by what a reference says: `correction_ns` is added to it."""
+
+    __slots__ = ("_clock", "correction_ns")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.correction_ns = 0
+
+    @property
+    def boot_id(self) -> str:
+        return self._clock.boot_id
+
+    def steady_boot_ns(self) -> int:
+        return self._clock.steady_boot_ns()
+
+    def utc_ns(self) -> int:
+        return self._clock.utc_ns() + self.correction_ns
+
+    def suspended_ns(self) -> int:
+        return self._clock.suspended_ns()
 
 
 class Now(NamedTuple):
@@ -123,25 +161,33 @@ class Anchor:
 
 
 class Timescale:
-    """The steady scale and UTC beside it. Reads no clock but the one it is given."""
+    """The steady scale and UTC beside it. Reads no clock but the one it is given.
 
-    __slots__ = ("_boot_ns", "_resumed", "_shift_ns", "_steady_ns")
+    hold_above_ns: UTC that moves by more than this is not believed, and `doubt` says so, until
+    `accept` or until it has moved back; 0: everything is believed.
+    """
 
-    def __init__(self, boot_ns: int, steady_ns: int, shift_ns: int) -> None:
+    __slots__ = ("_boot_ns", "_doubt", "_hold_above_ns", "_resumed", "_shift_ns", "_steady_ns")
+
+    def __init__(
+        self, boot_ns: int, steady_ns: int, shift_ns: int, *, hold_above_ns: int = 0
+    ) -> None:
         self._boot_ns = boot_ns
         self._steady_ns = steady_ns
         self._shift_ns = shift_ns
+        self._hold_above_ns = hold_above_ns
         self._resumed: Step | None = None
+        self._doubt: Step | None = None
 
     @classmethod
-    def fresh(cls, clock: Clock) -> Timescale:
+    def fresh(cls, clock: Clock, hold_above_ns: int = 0) -> Timescale:
         """Begin: steady is UTC."""
         offset_ns, _ = _utc_minus_boot_ns_floor(clock)
         boot_ns = clock.steady_boot_ns()
-        return cls(boot_ns, boot_ns + offset_ns, 0)
+        return cls(boot_ns, boot_ns + offset_ns, 0, hold_above_ns=hold_above_ns)
 
     @classmethod
-    def resume(cls, saved: Anchor, clock: Clock) -> Timescale:
+    def resume(cls, saved: Anchor, clock: Clock, hold_above_ns: int = 0) -> Timescale:
         """Go on from a saved anchor; `resumed` is the step of UTC that came in between, if any.
 
         In the same boot steady has gone on with BOOTTIME. Otherwise only UTC can tell how long the
@@ -154,7 +200,8 @@ class Timescale:
             steady_ns = saved.steady_ns + boot_ns - saved.boot_ns
         else:
             steady_ns = saved.steady_ns + max(0, boot_ns + offset_ns - saved.utc_ns)
-        scale = cls(boot_ns, steady_ns, saved.utc_ns - saved.steady_ns)
+        shift_ns = saved.utc_ns - saved.steady_ns
+        scale = cls(boot_ns, steady_ns, shift_ns, hold_above_ns=hold_above_ns)
         scale._resumed = scale._move(offset_ns, error_ns)
         return scale
 
@@ -162,6 +209,18 @@ class Timescale:
     def resumed(self) -> Step | None:
         """How far UTC was stepped while nobody watched, before `resume`; None if it was not."""
         return self._resumed
+
+    @property
+    def doubt(self) -> Step | None:
+        """The step of UTC that is not believed; None if there is none."""
+        return self._doubt
+
+    def accept(self, clock: Clock) -> Step | None:
+        """Believe UTC as it is now."""
+        limit_ns, self._hold_above_ns = self._hold_above_ns, 0
+        step = self._move(*_utc_minus_boot_ns_floor(clock))
+        self._hold_above_ns = limit_ns
+        return step
 
     @property
     def shift_ns(self) -> int:
@@ -194,7 +253,12 @@ class Timescale:
     def _move(self, offset_ns: int, error_ns: int) -> Step | None:
         before_ns = self._shift_ns
         after_ns = offset_ns + self._boot_ns - self._steady_ns
-        if abs(after_ns - before_ns) <= STEP_NS_MIN + error_ns:
+        moved_ns = abs(after_ns - before_ns)
+        if self._hold_above_ns and moved_ns > self._hold_above_ns:
+            self._doubt = Step(before_ns, after_ns)
+            return None
+        self._doubt = None
+        if moved_ns <= STEP_NS_MIN + error_ns:
             return None
         self._shift_ns = after_ns
         return Step(before_ns, after_ns)

@@ -6,7 +6,8 @@ EngineError
  ├── StoreFailed      a write or sync failed: everything after the last durable commit never was
  │    └── StoreFull   ... because there is no room
  ├── StoreCorrupt     a checksum, a count or the hash chain does not agree
- └── StoreTooNew      written by a later version of the program
+ ├── StoreTooNew      written by a later version of the program
+ └── RealtimeRefused  the kernel does not schedule as the configuration insists
 """
 
 
@@ -16,6 +17,10 @@ class EngineError(Exception):
 
 class WheelFull(EngineError):
     """The wheel holds `capacity` live timers."""
+
+
+class RealtimeRefused(EngineError):
+    """The kernel refuses the scheduling that the configuration insists on."""
 
 
 class StoreLocked(EngineError):

@@ -392,7 +392,9 @@ class MemoryTables:
             before, old_blob = unpack_row(image.id, old)
             self._drop(before)
             blob = blob or old_blob
-        elif event.kind != Kind.SCHEDULED:
+        elif event.kind != Kind.SCHEDULED and not (
+            event.kind == Kind.LATE and image.id in self._done
+        ):
             raise StoreCorrupt(f"event {seq} changes timer {image.id.hex()}, which has no row")
         if image.state in TERMINAL:
             self._done[image.id] = seq

@@ -71,6 +71,10 @@ class Kind(IntEnum):
     NODE_STARTED = 64
     NODE_STOPPED = 65
     CLOCK_STEPPED = 66
+    CLOCK_HELD = 67
+    CLOCK_RELEASED = 68
+    CLOCK_SLEWED = 69
+    SUSPENDED = 70
 
 
 class Scale(IntEnum):

@@ -48,7 +48,7 @@ MOVES: dict[tuple[State | None, Kind], frozenset[State]] = {
     (State.PAUSED, Kind.EXPIRED): frozenset({State.PAUSED, State.COMPLETED}),
     (State.PAUSED, Kind.RESCHEDULED): frozenset({State.PAUSED}),
     (State.PAUSED, Kind.CANCELLED): frozenset({State.CANCELLED}),
-}
+} | {(state, Kind.LATE): frozenset({state}) for state in State}  # told of a fire, changes nothing
 
 
 _NOWHERE: frozenset[State] = frozenset()

@@ -28,11 +28,14 @@ from edgenode.call import Answer, Frames
 from edgenode.doors._mailbox import Mailbox
 from edgenode.doors.events import EventsDoor
 from edgenode.principal import LOCAL, Principal
+from engine._pulse import Pulse
+from engine._realtime import SOCKET_FIFO_PRIORITY, fifo_refused
 from minoots.wire.frames import BODY_BYTES_MAX, FRAMES_MAX
 
 MIB = 1 << 20
 
-IO_THREADS = 1
+IO_THREADS = 1  # of each context: the events door has one of its own
+SCHED_FIFO = 1  # of sched.h
 MAX_SOCKETS = 64  # of the context; connections are not sockets
 LINGER_MS = 0  # what is not sent when a door closes is gone: the log has it
 BACKLOG = 256  # connections that wait to be accepted
@@ -85,6 +88,17 @@ class Limits(Protocol):
     def connections_max(self) -> int: ...
 
 
+class Pace(Protocol):
+    """How the pulse keeps time (`config.EngineSection`)."""
+
+    @property
+    def spin_max(self) -> int: ...
+    @property
+    def spin_percent(self) -> int: ...
+    @property
+    def realtime(self) -> str: ...
+
+
 class Principals(Protocol):
     """Who a peer is, and what he may listen to."""
 
@@ -115,8 +129,10 @@ class _IpcFile(NamedTuple):
 class Doors:
     """The open doors. endpoints: where they really are, by name."""
 
-    context: zmq.Context[zmq.Socket[bytes]]
-    mailboxes: tuple[Mailbox, Mailbox, Mailbox]
+    contexts: list[zmq.Context[zmq.Socket[bytes]]]
+    sockets: list[zmq.Socket[bytes]]
+    mailboxes: tuple[Mailbox, Mailbox]
+    pulse: Pulse
     events: EventsDoor
     principals: Principals
     endpoints: dict[str, str]
@@ -125,7 +141,7 @@ class Doors:
     @property
     def fds(self) -> list[int]:
         """Descriptors to wait for. They are edge-triggered: before a wait, ask `pending`."""
-        return [mailbox.fd for mailbox in self.mailboxes]
+        return [*(mailbox.fd for mailbox in self.mailboxes), self.pulse.fileno()]
 
     def pending(self) -> bool:
         """Whether something has come that was not drained. 1 us."""
@@ -134,7 +150,7 @@ class Doors:
     def drain(self, limit: int) -> list[tuple[int, Frames, Principal]]:
         """Requests that have come: (door, frames, who asks); at most `limit` a door."""
         requests = []
-        for door, mailbox in enumerate(self.mailboxes[:2]):
+        for door, mailbox in enumerate(self.mailboxes):
             for frames in mailbox.drain(limit, FRAMES_KEPT):
                 principal = self.principals.principal_of(door, frames[0])
                 requests.append((door, frames, principal))
@@ -143,18 +159,18 @@ class Doors:
 
     def send(self, answers: list[Answer]) -> None:
         """Send answers; one whose peer is gone or full is dropped and counted."""
-        for door, mailbox in enumerate(self.mailboxes[:2]):
+        for door, mailbox in enumerate(self.mailboxes):
             frames = [answer.frames for answer in answers if answer.door == door]
             if frames:
                 mailbox.send(frames)
 
-    def flush(self) -> None:
-        """Send the live events that were published."""
-        self.events.flush()
-
-    def heartbeat(self, tenant: str, epoch: int, floor: int, now_ns: int) -> None:
+    def heartbeat(
+        self, tenant: str, epoch: int, floor: int, now_ns: int, clock_error_us: int | None
+    ) -> None:
         """Publish the heartbeat of a tenant."""
-        self.events.heartbeat(tenant, epoch=epoch, floor=floor, now_ns=now_ns)
+        self.events.heartbeat(
+            tenant, epoch=epoch, floor=floor, now_ns=now_ns, clock_error_us=clock_error_us
+        )
 
     def newcomers(self) -> bool:
         """Whether somebody has subscribed since the last time this was asked."""
@@ -162,42 +178,64 @@ class Doors:
 
     def dropped(self) -> dict[str, int]:
         """What could not be sent since the doors were opened."""
-        control, stream, events = self.mailboxes
+        control, stream = self.mailboxes
         return {
             "replies_full": control.dropped_full + stream.dropped_full,
             "replies_gone": control.dropped_gone + stream.dropped_gone,
-            "subscribers_stalled": events.dropped_full,
+            "subscribers_stalled": self.pulse.stats()["dropped_full"],
         }
 
     def close(self) -> None:
         """Close the doors. Without it the program hangs at its end."""
-        _close(self.context, [mailbox.socket for mailbox in self.mailboxes], self.files)
+        self.pulse.close()
+        _close(self.contexts, self.sockets, self.files)
 
 
-def open_doors(config: Endpoints, limits: Limits, principals: Principals | None = None) -> Doors:
-    """Open all three doors, or none. Raises DoorError."""
+def open_doors(
+    config: Endpoints, limits: Limits, pace: Pace, principals: Principals | None = None
+) -> Doors:
+    """Open all three doors, or none. Raises DoorError, RealtimeRefused."""
     who = principals or OpenPrincipals()
     wanted = {CONTROL: config.control, STREAM: config.stream, EVENTS: config.events}
     for name, endpoint in wanted.items():
         check_endpoint(name, endpoint)
     _raise_files_max(limits.connections_max)
-    context = zmq.Context[zmq.Socket[bytes]](io_threads=IO_THREADS)
-    context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+    contexts = [_context(realtime=False), _context(realtime=pace.realtime != "off")]
     sockets: list[zmq.Socket[bytes]] = []
     files: list[_IpcFile] = []
     try:
         endpoints = {}
         for name, endpoint in wanted.items():
-            opened = context.socket(zmq.XPUB if name == EVENTS else zmq.ROUTER)
+            kind = zmq.XPUB if name == EVENTS else zmq.ROUTER
+            opened = contexts[name == EVENTS].socket(kind)
             sockets.append(opened)
             _configure(opened, name, endpoint)
             endpoints[name] = _bind(opened, name, endpoint, files)
-        control, stream, events = (Mailbox(opened) for opened in sockets)
-        door = EventsDoor(events, admit=lambda prefix: who.admit(LOCAL, prefix))
-        return Doors(context, (control, stream, events), door, who, endpoints, files)
+        control, stream = (Mailbox(opened) for opened in sockets[:2])
+        pulse = Pulse(
+            sockets[2],
+            spin_max_ns=pace.spin_max,
+            spin_percent=pace.spin_percent,
+            realtime=pace.realtime,
+        )
+        door = EventsDoor(pulse, admit=lambda prefix: who.admit(LOCAL, prefix))
+        return Doors(contexts, sockets, (control, stream), pulse, door, who, endpoints, files)
     except BaseException:
-        _close(context, sockets, files)
+        _close(contexts, sockets, files)
         raise
+
+
+def _context(*, realtime: bool) -> zmq.Context[zmq.Socket[bytes]]:
+    """A context with an I/O thread of its own; real-time: scheduled just below the pulse.
+
+    libzmq ends the process if the kernel refuses, so it is asked only where it will not.
+    """
+    context = zmq.Context[zmq.Socket[bytes]](io_threads=IO_THREADS)
+    context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+    if realtime and not fifo_refused():
+        context.set(zmq.THREAD_SCHED_POLICY, SCHED_FIFO)
+        context.set(zmq.THREAD_PRIORITY, SOCKET_FIFO_PRIORITY)
+    return context
 
 
 def _raise_files_max(connections_max: int) -> None:
@@ -230,12 +268,13 @@ def _configure(opened: zmq.Socket[bytes], name: str, endpoint: str) -> None:
         zmq.RCVHWM: REQUESTS_MAX,
     }
     if name == EVENTS:
-        # XPUB_NODROP is the mailbox's: it notices that a subscriber stalls, and goes on without.
+        # XPUB_NODROP tells the pulse that a subscriber stalls; it then goes on without.
         options |= {
             zmq.MAXMSGSIZE: SUBSCRIPTION_BYTES_MAX,
             zmq.SNDHWM: EVENTS_MAX,
             zmq.XPUB_VERBOSE: 1,  # who joins later is told of too, and gets a heartbeat at once
             zmq.XPUB_VERBOSER: 0,
+            zmq.XPUB_NODROP: 1,
         }
     else:
         # A peer cannot take over another's routing id, and an answer to nobody is an error.
@@ -322,13 +361,14 @@ def _file_mask() -> Iterator[None]:
 
 
 def _close(
-    context: zmq.Context[zmq.Socket[bytes]],
+    contexts: list[zmq.Context[zmq.Socket[bytes]]],
     sockets: list[zmq.Socket[bytes]],
     files: list[_IpcFile],
 ) -> None:
     for opened in sockets:
         opened.close(linger=LINGER_MS)
-    context.term()
+    for context in contexts:
+        context.term()
     for path, device, inode in files:
         try:
             left = path.lstat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -31,6 +32,8 @@ class About(msgspec.Struct):
     writes_refused: str = ""  # why no writes are taken, "" while they are
     full: bool = False  # ... because there is no room
     creates_refused: str = ""  # why no creates are taken, "" while they are
+    pulse: Callable[[], dict[str, Any]] = dict  # what the pulse says of itself
+    clock: Callable[[], dict[str, Any]] = dict  # ... and the timekeeper
 
 
 def hello(ledger: Ledger, call: Call, about: About) -> bytes:
@@ -111,6 +114,8 @@ def stats(ledger: Ledger, call: Call, about: About) -> bytes:
             },
             "lateness_us": metrics.lateness_us.summary(),
             "lead_us": metrics.lead_ns // 1_000,
+            "pulse": about.pulse(),
+            "clock": about.clock(),
             "due_to_durable_us": metrics.due_to_durable_us.summary(),
             "turn_us": metrics.turn_us.summary(),
             "commit_us": metrics.commit_us.summary(),

@@ -117,7 +117,8 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
 
     name: up to NAME_BYTES_MAX bytes, need not be unique. labels: up to LABELS_MAX pairs of text.
     payload: any JSON up to PAYLOAD_BYTES_MAX, handed back with every event. max_occurrences: at
-    least 1. expires_at: RFC 3339; no occurrence is due at or after it.
+    least 1. expires_at: RFC 3339; no occurrence is due at or after it. lateness_budget: a duration;
+    an expiration that leaves later than that is told by `timer.late` as well.
     """
 
     schedule: Schedule
@@ -126,6 +127,7 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     payload: msgspec.Raw = msgspec.field(default_factory=lambda: NULL)
     max_occurrences: int | None = None
     expires_at: str | None = None
+    lateness_budget: str | None = None
     misfire: Misfire | None = None
     spread: msgspec.Raw | None = None
     action_bundle: msgspec.Raw | None = None

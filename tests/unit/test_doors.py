@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from edgenode.call import Answer
+from edgenode.config import EngineSection
 from edgenode.doors import zeromq
 from edgenode.doors.zeromq import DoorError, Doors, check_endpoint, open_doors
 from edgenode.principal import LOCAL
@@ -63,7 +64,7 @@ def peers() -> Iterator[Peers]:
 
 @pytest.fixture
 def doors() -> Iterator[Doors]:
-    doors = open_doors(Where(), Limits())
+    doors = open_doors(Where(), Limits(), EngineSection())
     yield doors
     doors.close()
 
@@ -96,7 +97,6 @@ def subscribe(peers: Peers, doors: Doors, prefix: bytes, hwm: int = 100_000) -> 
     def heard() -> bool:
         doors.events.take_subscriptions()
         doors.events.heartbeat("probe", epoch=1, floor=0, now_ns=0)
-        doors.flush()
         return peer.poll(1) != 0
 
     peer.subscribe(b"t/probe/")
@@ -127,7 +127,7 @@ def subscribe(peers: Peers, doors: Doors, prefix: bytes, hwm: int = 100_000) -> 
     ],
 )
 def test_loopback_is_served_and_the_real_port_is_told(endpoint: str, peers: Peers) -> None:
-    doors = open_doors(Where(control=endpoint), Limits())
+    doors = open_doors(Where(control=endpoint), Limits(), EngineSection())
     try:
         host, port = doors.endpoints["control"].rsplit(":", 1)
         assert host == endpoint.rsplit(":", 1)[0]
@@ -167,7 +167,7 @@ def test_loopback_is_served_and_the_real_port_is_told(endpoint: str, peers: Peer
 )
 def test_anything_else_is_refused_with_the_value_and_the_reason(endpoint: str) -> None:
     with pytest.raises(DoorError) as refused:
-        open_doors(Where(stream=endpoint), Limits())
+        open_doors(Where(stream=endpoint), Limits(), EngineSection())
     assert str(refused.value) == (
         f"stream is {endpoint!r}; only loopback (tcp://127.0.0.1:PORT, tcp://[::1]:PORT) and ipc "
         "(ipc://PATH) are served until keys are configured"
@@ -177,14 +177,14 @@ def test_anything_else_is_refused_with_the_value_and_the_reason(endpoint: str) -
 def test_a_port_that_is_taken_names_itself_and_leaves_nothing_open(doors: Doors) -> None:
     taken = doors.endpoints["stream"]
     with pytest.raises(DoorError, match="address already in use; is another node running"):
-        open_doors(Where(events=taken), Limits())
+        open_doors(Where(events=taken), Limits(), EngineSection())
 
 
 def test_ipc_files_are_private_and_go_with_the_doors(tmp_path: Path, peers: Peers) -> None:
     where = Where(*(f"ipc://{tmp_path}/{name}" for name in zeromq.DOORS))
     before = os.umask(0)
     try:
-        doors = open_doors(where, Limits())
+        doors = open_doors(where, Limits(), EngineSection())
         assert os.umask(0) == 0
     finally:
         os.umask(before)
@@ -202,12 +202,12 @@ def test_a_stale_ipc_file_makes_way_and_a_live_one_does_not(tmp_path: Path) -> N
     where = Where(control=f"ipc://{path}")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    open_doors(where, Limits()).close()
+    open_doors(where, Limits(), EngineSection()).close()
     with socket.socket(socket.AF_UNIX) as alive:
         alive.bind(str(path))
         alive.listen(1)
         with pytest.raises(DoorError, match=r"control can't listen on ipc://.*already in use"):
-            open_doors(where, Limits())
+            open_doors(where, Limits(), EngineSection())
         assert path.exists()
 
 
@@ -215,13 +215,13 @@ def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
     path = tmp_path / "control"
     path.write_text("precious")
     with pytest.raises(DoorError, match="a file that is no socket; move it away"):
-        open_doors(Where(control=f"ipc://{path}"), Limits())
+        open_doors(Where(control=f"ipc://{path}"), Limits(), EngineSection())
     assert path.read_text() == "precious"
 
 
 def test_another_node_s_ipc_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "control"
-    doors = open_doors(Where(control=f"ipc://{path}"), Limits())
+    doors = open_doors(Where(control=f"ipc://{path}"), Limits(), EngineSection())
     path.unlink()
     path.write_text("another's")
     doors.close()
@@ -232,14 +232,14 @@ def test_a_long_or_impossible_ipc_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(DoorError, match="a path of 200 bytes; the limit is 107"):
         check_endpoint("control", "ipc:///" + "x" * 199)
     with pytest.raises(DoorError, match=r"can't listen on ipc://.*: no such file or directory"):
-        open_doors(Where(control=f"ipc://{tmp_path}/missing/control"), Limits())
+        open_doors(Where(control=f"ipc://{tmp_path}/missing/control"), Limits(), EngineSection())
 
 
 def test_as_many_files_may_be_open_as_the_system_lets_us() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
     try:
-        open_doors(Where(), Limits()).close()
+        open_doors(Where(), Limits(), EngineSection()).close()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -248,7 +248,7 @@ def test_as_many_files_may_be_open_as_the_system_lets_us() -> None:
 def test_more_connections_than_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     with pytest.raises(DoorError, match="4000 connections need 4256 open files; the limit is 4096"):
-        open_doors(Where(), Limits(connections_max=4000))
+        open_doors(Where(), Limits(connections_max=4000), EngineSection())
 
 
 # ------------------------------------------------------------------------------------- requests
@@ -292,7 +292,7 @@ def test_an_oversized_frame_ends_its_sender_s_connection_and_no_other(
     peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zeromq, "REQUEST_FRAME_BYTES_MAX", 10_000)
-    doors = open_doors(Where(), Limits())
+    doors = open_doors(Where(), Limits(), EngineSection())
     try:
         good = peers.connect(zmq.DEALER, doors.endpoints["control"])
         bad = peers.connect(zmq.DEALER, doors.endpoints["control"])
@@ -336,8 +336,7 @@ def test_a_peer_cannot_take_over_another_s_name(doors: Doors, peers: Peers) -> N
 def publish(doors: Doors, count: int, size: int = 100, type: str = "timer.expired") -> None:
     for seq in range(count):
         topic = f"t/default/e/{type}/n/tmr_{seq}".encode()
-        doors.events.publish("default", type, topic, seq, 0, bytes(size))
-    doors.flush()
+        doors.events.publish("default", type, topic, seq, bytes(size))
 
 
 def ordinals(peer: Socket, wait_ms: int = 20) -> list[tuple[int, ...]]:
@@ -392,13 +391,13 @@ def test_a_stalled_subscriber_costs_the_others_nothing_and_sees_its_loss(
     peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zeromq, "EVENTS_MAX", 200)
-    doors = open_doors(Where(), Limits())
+    doors = open_doors(Where(), Limits(), EngineSection())
     try:
         stalled = subscribe(peers, doors, b"t/default/e/", hwm=1)
         quick = subscribe(peers, doors, b"t/default/e/")
         heard: list[tuple[int, ...]] = []
         rounds = 0
-        while doors.events.dropped_full == 0 or rounds % 50:
+        while doors.pulse.stats()["dropped_full"] == 0 or rounds % 50:
             publish(doors, 20, size=20_000)
             rounds += 1
             while len(heard) < rounds * 20:
@@ -430,8 +429,7 @@ def test_a_subscription_of_absurd_size_ends_its_connection(doors: Doors, peers: 
 
 def test_a_heartbeat_goes_out_by_the_doors(doors: Doors, peers: Peers) -> None:
     peer = subscribe(peers, doors, b"t/default/~/")
-    doors.heartbeat("default", 1, 9, 1_800_000_000_000_000_000)
-    doors.flush()
+    doors.heartbeat("default", 1, 9, 1_800_000_000_000_000_000, None)
     topic, stamp, body = peer.recv_multipart()
     assert (topic, stamp) == (b"t/default/~/hb", bytes(32))
     assert b'"floor":9' in body

@@ -1,0 +1,74 @@
+"""The header of the pulse: what both its threads see, and every `cdef` signature."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from engine._pulse_parts cimport SLOTS, Heap, Ring, Slot
+from engine._threads cimport pthread_mutex_t
+
+cdef enum:
+    COUNTERS = 4_096
+    COUNTERS_ROW = 256        # counters of one tenant; the first is its total
+
+cdef struct Shared:           # one map of memory
+    Ring inward               # slots on their way to the pulse
+    Ring outward              # ... and back
+    Heap heap                 # the pulse's
+    uint32_t[SLOTS] free      # the turn's: slots that are nobody's
+    uint64_t[COUNTERS] counts # written by the pulse
+    Slot[SLOTS] slots
+
+cdef struct Subscription:
+    Subscription *next
+    size_t size               # bytes behind it
+
+cdef class Pulse:
+    cdef Shared *shared
+    cdef object socket
+    cdef object thread
+    # The turn's side.
+    cdef list left            # expiries that came back, not taken yet
+    cdef uint32_t free_count
+    cdef readonly uint32_t held_count  # expiries that are with the pulse
+    cdef int64_t began_ns
+    # Seen by both.
+    cdef void *handle
+    cdef int bell             # eventfd: the turn wakes the pulse
+    cdef int knock            # eventfd: the pulse wakes the turn
+    cdef uint32_t knocked, stop, started
+    cdef int64_t wake_at      # BOOTTIME until which the pulse sleeps; AWAKE while it does not
+    cdef pthread_mutex_t lock # for the subscriptions
+    cdef Subscription *first_subscription
+    cdef Subscription *last_subscription
+    # The pulse's side.
+    cdef int socket_fd
+    cdef uint64_t order
+    cdef int64_t reach_ns, reach_ns_max  # how long before an instant it wakes up to spin
+    cdef int64_t credit_ns, credit_at_ns # spinning that is allowed now
+    cdef int64_t patience_ns, patience_at_ns
+    cdef int percent
+    cdef int want_fifo, fifo_error, lock_error, slack_error
+    cdef uint64_t wakes, releases, spin_ns, dropped_full, send_errors
+
+    # The turn's side.
+    cdef Slot *take_slot(self, uint32_t *at, uint32_t spare) except? NULL
+    cdef int put_frames(self, Slot *slot, bytes topic, bytes body) except -1
+    cdef void hand_over(self, uint32_t slot, int64_t due_ns) noexcept nogil
+    cdef int collect(self, uint32_t most, uint32_t *seen) except -1
+    cdef int command(self, int errand, int64_t by_ns) except -1
+    cdef uint32_t wait_back(self) noexcept nogil
+    # The pulse's side.
+    cdef void prepare(self) noexcept nogil
+    cdef void run(self) noexcept nogil
+    cdef void take_in(self) noexcept nogil
+    cdef void do_command(self, Slot *slot) noexcept nogil
+    cdef void let_out(self) noexcept nogil
+    cdef void leave(self, Slot *slot, int64_t fired_ns) noexcept nogil
+    cdef int send_parts(self, Slot *slot, int64_t fired_ns, uint64_t total, uint64_t number) noexcept nogil
+    cdef bint wait_for_room(self) noexcept nogil
+    cdef void give_back(self, uint32_t slot) noexcept nogil
+    cdef bint take_subscriptions(self) noexcept nogil
+    cdef void note_subscription(self, const void *data, size_t size) noexcept nogil
+    cdef void wake_turn(self) noexcept nogil
+    cdef int64_t reach_now(self, int64_t now_ns) noexcept nogil
+    cdef void spin(self, int64_t due_ns) noexcept nogil
+    cdef void sleep(self, int64_t due_ns, int64_t reach_ns) noexcept nogil
