@@ -94,6 +94,9 @@ class EngineSection:
         "SCHED_FIFO for the thread that fires; on: refuse to start without",
         ("auto", "on", "off"),
     )
+    overload_after: int = _span(
+        "50ms", "1ms", "10s", "creates wait while a due timer has been waiting for longer"
+    )
     misfire_after: int = _span("1s", "10ms", "1h", "a fire later than this is flagged a misfire")
 
 

@@ -24,7 +24,7 @@ from edgenode.lead import Lead
 from edgenode.ledger import Outcome
 from edgenode.logs import say
 from edgenode.metrics import LATE_US, Metrics
-from edgenode.node import Node
+from edgenode.node import OPS, Node
 from edgenode.principal import Principal
 from edgenode.publish import Publisher
 from edgenode.recovery import Recovered, anchor_note
@@ -36,7 +36,9 @@ from engine.record import Kind
 from minoots.wire.problems import refusal
 
 FIRE_LIMIT = 512  # timers fired before requests are looked at again
+LATER_LIMIT = 64  # small requests that were put aside and are decided in one pass
 SWEEP_BUDGET = 4_096  # slots of the hot set that are swept in one pass: 7 us
+COST_NS_MAX = 100_000  # a fire is not believed to take longer
 DRAIN_WAIT_NS = 1_000_000_000  # longest wait for one commit while stopping
 DRAIN_LOOK_NS = 2_000_000  # between two looks at what is still to leave
 ROOM_LOOK_NS = 1_000_000  # ... at whether the pulse has room again
@@ -181,8 +183,7 @@ class Loop:
         self.settle()
         self.take_left()
         self._accept()
-        if not self.events.is_full:
-            self.node.fire(FIRE_LIMIT)
+        self._fire()
         self._resume()
         self._send_free()
         self.settle()
@@ -208,6 +209,18 @@ class Loop:
             self._tick()  # only now: a duration counts from an instant after it was asked for
         for door, frames, principal in came:
             self._guard(door, frames, partial(self.node.accept, door, frames, principal))
+
+    def _fire(self) -> None:
+        """Decide what is due within the lead, and learn what one takes."""
+        if self.events.is_full:
+            self.node.fires_behind = True
+            return
+        before_ns = self._tick().steady_ns
+        count = self.node.fire(FIRE_LIMIT)
+        if count:
+            took_ns = (self.recovered.timescale.now(self.clock).steady_ns - before_ns) // count
+            cost_ns = self.node.fire_cost_ns
+            self.node.fire_cost_ns = cost_ns + (min(took_ns, COST_NS_MAX) - cost_ns) // 8
 
     def _guard(self, door: int, frames: Frames, decide: Callable[[], object]) -> None:
         """Decide one request; a fault of ours that it finds is answered, and the node goes on.
@@ -249,11 +262,15 @@ class Loop:
         return applied_seq > self._swept_seq and not self.recovered.horizon.is_opening
 
     def _do_later(self) -> None:
-        """Decide one of the requests that were put aside."""
-        call = self.node.next_later()
-        if call is not None:
+        """Decide requests that were put aside, up to one that is bulk."""
+        for _ in range(LATER_LIMIT):
+            call = self.node.next_later()
+            if call is None:
+                return
             frames = (call.peer, b"", b"", call.corr)
             self._guard(call.door, frames, partial(self.node.decide_later, call))
+            if OPS[call.header.op].bulk:
+                return
 
     def _send_free(self) -> None:
         if self.node.free_answers:

@@ -84,6 +84,9 @@ class Node:
         self.ledger = ledger
         self.about = about
         self.lead_ns = ledger.config.engine.lead_min
+        self.fires_behind = False  # so much that creates wait
+        self._overload_ns = ledger.config.engine.overload_after
+        self.fire_cost_ns = 0  # what deciding one fire takes, as measured by the shell
         self._wheel_tick = 0
         self._later: deque[Call] = deque()  # bulk requests, and creates that wait for the tables
         self._later_bytes = 0
@@ -127,7 +130,11 @@ class Node:
         self.free_answers.append(answer)
 
     def _must_wait(self) -> bool:
-        return self.ledger.hot.newer_count >= self.ledger.config.log.overlay_max
+        """Creates wait while the tables or the fires are behind: what is due goes first."""
+        ledger = self.ledger
+        if ledger.hot.newer_count >= ledger.config.log.overlay_max:
+            return True
+        return self.fires_behind
 
     def _put_aside(self, call: Call) -> None:
         limits = self.ledger.config.limits
@@ -135,10 +142,10 @@ class Node:
         if len(self._later) >= limits.inbox_max or (self._later and size > limits.inbox_bytes_max):
             full = refusal(
                 "overloaded",
-                f"{len(self._later)} requests of {self._later_bytes} bytes are waiting; the limits "
-                f"are {limits.inbox_max} (inbox_max) and {limits.inbox_bytes_max} "
-                "(inbox_bytes_max)",
-                retry_after_ms=100,
+                f"{len(self._later)} requests of {self._later_bytes} bytes are waiting"
+                f"{' for fires that are behind' if self.fires_behind else ''}; the limits are "
+                f"{limits.inbox_max} (inbox_max) and {limits.inbox_bytes_max} (inbox_bytes_max)",
+                retry_after_ms=1_000 if self.fires_behind else 100,
             )
             self._refuse(call.door, call.peer, call.corr, full)
             return
@@ -286,19 +293,33 @@ class Node:
         """
         ledger = self.ledger
         # The wheel does not go back, though a lead that shrinks would have it.
-        tick = tick_floor(ledger.now.steady_ns + self.lead_ns, TICK_NS)
+        now_ns = ledger.now.steady_ns
+        tick = tick_floor(now_ns + self._lead_at(tick_floor(now_ns, TICK_NS)), TICK_NS)
         self._wheel_tick = tick = max(tick, self._wheel_tick)
         ids = ledger.hot.advance(tick, limit)
         for at, id in enumerate(ids):
             if at % 64 == 63:
                 ledger.breathe()
             fire_due(ledger, id, tick)
+        self.fires_behind = len(ids) == limit and self._behind_ns() > self._overload_ns
         return len(ids)
 
     def next_fire_ns(self) -> int | None:
         """The steady instant at which `fire` should be called next; None if nothing is armed."""
         tick = self.ledger.hot.next_tick()
-        return None if tick is None else tick * TICK_NS - self.lead_ns
+        return None if tick is None else tick * TICK_NS - self._lead_at(tick)
+
+    def _lead_at(self, tick: int) -> int:
+        """The lead, and what it takes to decide all that is due at once: a herd begins earlier."""
+        most_ns = max(self.ledger.config.engine.lead_max, self.lead_ns)
+        ticks = most_ns // TICK_NS
+        backlog_ns = self.ledger.hot.backlog_ns(tick, ticks, self.fire_cost_ns, TICK_NS)
+        return min(self.lead_ns + backlog_ns, most_ns)
+
+    def _behind_ns(self) -> int:
+        """For how long the next timer has been waiting to be decided, beyond its instant."""
+        tick = self.ledger.hot.next_tick()
+        return 0 if tick is None else max(self.ledger.now.steady_ns - tick * TICK_NS, 0)
 
     # ------------------------------------------------------------------------------- the turn
 

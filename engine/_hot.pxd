@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from engine._hot_region cimport Region
 from engine._wheel cimport Wheel
 
 cdef struct Entry:            # 48 bytes
@@ -11,11 +12,6 @@ cdef struct Entry:            # 48 bytes
     uint64_t handle           # of the wheel; 0: not armed. A free entry has neither seq nor handle
     uint32_t next             # slab index: of the same bucket, or in the free list; 0 at the end
     uint8_t scale
-
-cdef struct Region:           # address space of which the beginning may be used
-    uint8_t *base
-    size_t reserved           # bytes
-    size_t committed          # bytes
 
 cdef class HotSet:
     cdef readonly Wheel wheel

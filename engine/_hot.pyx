@@ -16,10 +16,10 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport INT64_MAX
 from libc.string cimport memcpy
-from posix.mman cimport (
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ,
-    PROT_WRITE, madvise, mmap, mprotect, munmap,
-)
+from posix.mman cimport MADV_DONTNEED, madvise, munmap
+
+from engine._hot_region cimport commit, reserve
+from engine._wheel_slots cimport Level
 
 from engine.errors import WheelFull
 
@@ -32,36 +32,10 @@ cdef enum:
     RUN_BITS = 6
     SPLITS_AHEAD = 8
     ENTRIES_MAX = 134_217_728
-    COMMIT_BYTES = 262_144
     SCRATCH_COUNT = 1024
     BLOCK = 32  # ids whose memory is asked for ahead, in bulk calls
 
 assert sizeof(Entry) == 48
-
-
-cdef int reserve(Region *region, size_t size) except -1:
-    region.base = <uint8_t *>mmap(
-        NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
-    )
-    if region.base == <uint8_t *>MAP_FAILED:
-        region.base = NULL
-        raise MemoryError(f"can't reserve {size} bytes of address space for the hot set")
-    region.reserved = size
-    return 0
-
-
-cdef int commit(Region *region, size_t size) except -1:
-    """Make the first `size` bytes usable; new ones are 0.
-
-    Huge pages would make cold look-ups a third faster, but one fault took 5 ms here.
-    """
-    if size <= region.committed:
-        return 0
-    cdef size_t upto = min((size + COMMIT_BYTES - 1) // COMMIT_BYTES * COMMIT_BYTES, region.reserved)
-    if upto < size or mprotect(region.base, upto, PROT_READ | PROT_WRITE) != 0:
-        raise MemoryError(f"the hot set can't grow from {region.committed} to {size} bytes")
-    region.committed = upto
-    return 0
 
 
 @cython.overflowcheck(False)
@@ -182,6 +156,21 @@ cdef class HotSet:
         """When to advance next; None while nothing is armed."""
         cdef uint64_t tick
         return tick if self.wheel.c_next_tick(&tick) else None
+
+    def backlog_ns(
+        self, uint64_t from_tick, uint32_t ticks, int64_t cost_ns, int64_t tick_ns
+    ) -> int:
+        """By how much the timers due in the next `ticks` would be late at the worst, if each cost
+        `cost_ns` and the first began at `from_tick`. Knows level 0 of the wheel; what was cancelled
+        there may count. 1 ns a tick."""
+        cdef Level *level = &self.wheel.levels[0]
+        cdef int64_t due_ns = 0, done_ns = 0, late_ns = 0
+        cdef uint64_t tick
+        for tick in range(from_tick, from_tick + ticks):
+            done_ns += level.slots[tick & level.mask].count * cost_ns
+            late_ns = max(late_ns, done_ns - due_ns)
+            due_ns += tick_ns
+        return late_ns
 
     def advance(self, uint64_t now_tick, uint32_t limit) -> list:
         """Take at most `limit` timers that are due at `now_tick` off the wheel; their ids, in the
