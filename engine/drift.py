@@ -219,7 +219,7 @@ class Discipline:
     def at(self, now_ns: int) -> Estimate:
         """The estimate for an instant of the steady clock.
 
-        The bound is meant for instants from the newest sample on. O(1).
+        It may be before the newest sample, as far back as the rate has kept to its band. O(1).
         """
         line = self._line
         if line is None:
