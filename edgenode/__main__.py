@@ -110,6 +110,23 @@ def bench_command(what: str, small: bool, out: str | None) -> None:
     run(what, small=small, out=Path(out) if out else None)
 
 
+@cli.command("doctor")
+@click.option("--data", metavar="DIR", help="Data directory, as for run.")
+@click.option("--config", metavar="FILE", help="Configuration file (TOML).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor_command(data: str | None, config: str | None, as_json: bool) -> None:
+    """Look whether this machine is fit to run a node: exit 0, or 1 if something fails."""
+    from edgenode import doctor
+    from edgenode.config import Config, data_dir
+    from edgenode.machine import gather
+
+    loaded = _load_config(config, {})
+    assert isinstance(loaded, Config)
+    found = doctor.findings(gather(loaded, data_dir(data)))
+    click.echo(doctor.as_json(found) if as_json else "\n".join(doctor.as_lines(found)))
+    sys.exit(0 if doctor.sound(found) else EXIT_FAILED)
+
+
 @cli.command("reindex")
 @click.option("--data", metavar="DIR", help="Data directory of a node that is stopped.")
 @click.option("--tables", is_flag=True, help="Rebuild the tables too, as far as the log reaches.")
