@@ -154,6 +154,8 @@ def _wake(facts: Facts) -> Finding:
     )
     if wake.p50_ns > WAKE_P50_NS_MAX or wake.p99_ns > WAKE_P99_NS_MAX:
         remedy = "the machine is busy, throttled or virtual: no timer is more punctual than that"
+        if facts.fifo.refused:
+            remedy = "permit real time, and look again when the machine is quiet"
         return Finding("wake-up", Level.WARN, text, remedy)
     return Finding("wake-up", Level.OK, text)
 

@@ -102,6 +102,12 @@ UNSYNCHRONISED = NtpState(False, 0, 0, 16_000_000, 16_000_000, 0, "", 0x40)
         ({"memlock_bytes": machine.UNLIMITED}, "memory lock", "ok", "any amount"),
         ({"wake": Wake("OTHER", 200, 60_000, 5_000_001)}, "wake-up", "warn", "p99 5,000 us"),
         ({"wake": Wake("OTHER", 200, 300_001, 400_000)}, "wake-up", "warn", "p50 300 us"),
+        (
+            {"wake": Wake("OTHER", 200, 300_001, 400_000), **fifo(capable=False)},
+            "wake-up",
+            "warn",
+            "permit real time",
+        ),
         ({"cpus": 1}, "processors", "warn", "give it two"),
         (disk(error="Permission denied"), "data", "fail", "/data can't be written: Permission"),
         (disk(error="Permission denied"), "sync", "warn", "not measured"),
