@@ -96,7 +96,6 @@ class Ledger:
     first_seq: int = 1
     horizon_ns: int = 0  # steady: what is due before it is armed
     serving_since_ns: int = 0  # steady: what was due earlier was missed
-    clock_accepted: bool = False  # an operator agrees with UTC: the loop will
     wall_held: bool = False  # the wall clock is in doubt: its timers do not fire
     settled_seq: int = 0  # the newest event that is durable and was handed to the publisher
     live_count: int = 0
@@ -115,6 +114,7 @@ class Ledger:
     notes_order: deque[tuple[int, bytes]] = field(default_factory=deque)
     fired: dict[int, int] = field(default_factory=dict)  # receipts that are not durable yet
     breathe: Callable[[], None] = lambda: None  # a look at the clock inside a long decision
+    accept_clock: Callable[[], None] = lambda: None  # believe UTC as it is
     ids: IdMaker = field(default_factory=IdMaker)
     _ids_at: Now | None = None
     encoder: Encoder = field(init=False)

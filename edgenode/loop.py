@@ -15,23 +15,22 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from edgenode import call as calls
-from edgenode.call import Answer, Frames
+from edgenode.call import Frames
+from edgenode.edges import Doors, Events, Sleeper
 from edgenode.fire import tell_late
 from edgenode.lead import Lead
 from edgenode.ledger import Outcome
 from edgenode.logs import say
 from edgenode.metrics import LATE_US, Metrics
 from edgenode.node import OPS, Node
-from edgenode.principal import Principal
 from edgenode.publish import Publisher
 from edgenode.recovery import Recovered, anchor_note
 from edgenode.timekeeping import Finding, Timekeeper
 from engine.clock import Clock, Now
 from engine.errors import StoreFailed
-from engine.pulse import Left
 from engine.record import Kind
 from minoots.wire.problems import refusal
 
@@ -52,61 +51,6 @@ class Pace(NamedTuple):
     clock: int = 1_000_000_000
     upkeep: int = 1_000_000_000
     anchor: int = 600_000_000_000
-
-
-class Doors(Protocol):
-    """Where requests come from, and where answers and events go."""
-
-    def drain(self, limit: int) -> list[tuple[int, Frames, Principal]]:
-        """Requests that have come: (door, frames, who asks); at most `limit` a door."""
-
-    def pending(self) -> bool:
-        """Whether something has come that was not drained: their descriptors tell only changes."""
-
-    def send(self, answers: list[Answer]) -> None:
-        """Send answers; one whose peer is gone or full is dropped and counted."""
-
-    def newcomers(self) -> bool:
-        """Whether somebody has subscribed since the last time this was asked."""
-
-    def dropped(self) -> dict[str, int]:
-        """What could not be sent since the doors were opened."""
-
-    def heartbeat(
-        self, tenant: str, epoch: int, floor: int, now_ns: int, clock_error_us: int | None
-    ) -> None:
-        """Publish the heartbeat of a tenant."""
-
-
-class Events(Protocol):
-    """The events door, as far as expiries go that were handed to it."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether something waits for room."""
-
-    @property
-    def held_count(self) -> int:
-        """Expiries that were handed over and have not been taken back."""
-
-    def retry(self) -> None:
-        """Hand over what waited for room."""
-
-    def take(self) -> list[Left]:
-        """Those that have left since the last time."""
-
-    def move(self, by_ns: int) -> None:
-        """UTC was set: expiries of the wall clock are due `by_ns` later."""
-
-    def clear(self) -> None:
-        """Forget those that have not left."""
-
-
-class Sleeper(Protocol):
-    """Waits for the doors and the store."""
-
-    def wait(self, boot_ns: int) -> None:
-        """Until something is readable or BOOTTIME has reached `boot_ns` (negative: no end)."""
 
 
 class UnderWay(NamedTuple):
@@ -159,6 +103,7 @@ class Loop:
     def __post_init__(self) -> None:
         ledger = self.recovered.ledger
         ledger.breathe = self._breathe
+        ledger.accept_clock = partial(self._keep_time, self.keeper.accept)
         self.node.lead_ns = self.metrics.lead_ns = self.lead.ns
         self.settled_commit = self.commit
         ledger.tables.follow(ledger.settled_seq, self.commit)
@@ -174,7 +119,9 @@ class Loop:
             self.step()
             wake_ns = self.wake_boot_ns()
             if wake_ns > 0 and not self.doors.pending():
-                self.sleeper.wait(wake_ns)
+                if self.sleeper.wait(wake_ns):
+                    self.times.clock = 0
+                self._tell(self.keeper.hear())
         self.drain()
 
     def step(self) -> None:
@@ -386,9 +333,6 @@ class Loop:
         if now_ns >= times.heartbeat:
             times.heartbeat, times.beat = now_ns + self.pace.heartbeat, now_ns
             self._heartbeat()
-        if self.recovered.ledger.clock_accepted:
-            self.recovered.ledger.clock_accepted = False
-            self._keep_time(self.keeper.accept)
         if now_ns >= times.clock:
             times.clock = now_ns + self.pace.clock
             self.check_clock()
@@ -417,7 +361,7 @@ class Loop:
         self._tell(found)
         ledger.wall_held = self.keeper.is_held
         moved_ns = timescale.shift_ns - before_ns
-        if moved_ns or (was_held and not ledger.wall_held):
+        if moved_ns or was_held != ledger.wall_held:
             self.events.move(-moved_ns)
             ledger.remember(anchor_note(timescale, self.clock))
             self.recovered.horizon.stepped()

@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from edgenode.config import Config
 from edgenode.doors.zeromq import FILES_OTHER
-from edgenode.serve import READY_FILE
+from edgenode.process import READY_FILE
 from engine._kernel import NtpState, monotonic_ns, ntp_state
 from engine._wait import Waiter, boottime_ns, set_timer_slack
 

@@ -52,6 +52,7 @@ OPS: dict[str, Op] = {
     "timer.list": Op(look.list_timers, bulk=True),
     "timer.next": Op(look.next_dues),
     "timer.history": Op(look.history),
+    "time.accept": Op(about_verbs.time_accept, changes=True),
     "stream.snapshot": Op(look.snapshot, bulk=True),
     "stream.replay": Op(look.replay, bulk=True),
 }

@@ -9,62 +9,47 @@ only what speaks of the node itself is answered.
 from __future__ import annotations
 
 import gc
-import os
 import secrets
 import signal
-import socket
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import orjson
-
 from edgenode import call as calls
 from edgenode.call import Answer, Frames, problem
 from edgenode.config import Config
-from edgenode.doors.zeromq import Doors, open_doors
+from edgenode.doors.zeromq import open_doors, open_peer
 from edgenode.lead import Lead
-from edgenode.ledger import Ledger
 from edgenode.logs import say
 from edgenode.loop import Loop, UnderWay
 from edgenode.metrics import Metrics
 from edgenode.node import FREE_OPS, Node
+from edgenode.process import (
+    READY_FILE,
+    Serving,
+    Store,
+    notify,
+    reference,
+    sleeper,
+    tell_ready,
+    tell_started,
+)
 from edgenode.publish import Publisher
 from edgenode.recovery import PAGE_BYTES, PAGE_EVENTS, Recovered, anchor_note, recover
 from edgenode.timekeeping import Timekeeper
 from edgenode.verbs.about import About
-from engine._log import LmdbLog
-from engine._tables import LmdbTables
-from engine._wait import Waiter, set_timer_slack
-from engine.clock import OsClock, Timescale
+from engine._kernel import SetWatch
+from engine._wait import set_timer_slack
+from engine.clock import CorrectedClock, OsClock, Timescale
 from engine.errors import StoreFailed, StoreFull
-from engine.files import close_store, open_store
+from engine.files import open_store
 from engine.record import Kind
 from minoots.wire.problems import Refused, refusal
 
-READY_FILE = "minoots.json"
 NODE_ID_FILE = "node.id"
 RETRY_NS = 1_000_000_000  # between two attempts to write to a failed store again
 RETRY_MS = RETRY_NS // 1_000_000
 TIMER_SLACK_NS = 1
-
-
-@dataclass(slots=True)
-class Serving:
-    """What a running node is made of, apart from what is rebuilt after a failed commit."""
-
-    config: Config
-    data_dir: Path
-    node_id: str
-    boot: str
-    clock: OsClock
-    doors: Doors
-    metrics: Metrics
-    stop: bool = False
-    started: bool = False  # the log says so
-    told: bool = False  # READY_FILE is written
-    node: Node | None = None  # the newest one
-    beat_ns: int = 0  # steady: when a heartbeat is due while the loop does not run
 
 
 def serve(config: Config, data_dir: Path) -> None:
@@ -76,9 +61,13 @@ def serve(config: Config, data_dir: Path) -> None:
     except BaseException:
         store.close()
         raise
-    clock = OsClock()
+    clock, watch = CorrectedClock(OsClock()), SetWatch()
     node_id = config.node.id or _node_id(data_dir)
-    serving = Serving(config, data_dir, node_id, secrets.token_hex(8), clock, doors, Metrics())
+    peer = None
+    if config.clock.reference not in ("", "kernel"):
+        peer = open_peer(doors, config.clock.reference)
+    boot = secrets.token_hex(8)
+    serving = Serving(config, data_dir, node_id, boot, clock, watch, peer, doors, Metrics())
     doors.events.boot = serving.boot
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(serving, "stop", True))
@@ -87,21 +76,9 @@ def serve(config: Config, data_dir: Path) -> None:
         _serve_all(serving, store)
     finally:
         (data_dir / READY_FILE).unlink(missing_ok=True)
-        _notify("STOPPING=1")
+        notify("STOPPING=1")
         doors.close()
-
-
-@dataclass(slots=True)
-class Store:
-    """An open store."""
-
-    data_dir: Path
-    log: LmdbLog
-    tables: LmdbTables
-
-    def close(self) -> None:
-        """Close both environments and let go of the directory."""
-        close_store(self.data_dir, self.log, self.tables)
+        watch.close()
 
 
 def _open(config: Config, data_dir: Path) -> Store:
@@ -180,32 +157,21 @@ def _recover(serving: Serving, store: Store, owed: Owed | None) -> Recovered:
 def _loop(serving: Serving, store: Store, recovered: Recovered) -> Loop:
     assert serving.node is not None
     config, timescale = serving.config, recovered.timescale
+    keeper = Timekeeper(timescale, serving.clock, config.clock, reference(serving, timescale))
+    serving.node.about.clock = keeper.facts
     return Loop(
         serving.node,
         recovered,
         Publisher(recovered.ledger.identity, serving.doors.events, timescale.boot_ns(0)),
         serving.doors.events,
         serving.doors,
-        _sleeper(serving, store),
+        sleeper(serving, store),
         serving.clock,
-        Timekeeper(timescale, serving.clock),
+        keeper,
         Lead(config.engine.lead_min, config.engine.lead_max),
         serving.metrics,
         store.log.state().commit,
     )
-
-
-def _sleeper(serving: Serving, store: Store | None) -> _Sleeper:
-    fds = [] if store is None else [store.log.fileno(), store.tables.fileno()]
-    return _Sleeper(Waiter([*serving.doors.fds, *fds]))
-
-
-@dataclass(slots=True)
-class _Sleeper:
-    waiter: Waiter
-
-    def wait(self, boot_ns: int) -> None:
-        self.waiter.wait(boot_ns)
 
 
 def _run(serving: Serving, loop: Loop, owed: Owed | None) -> None:
@@ -219,7 +185,7 @@ def _run(serving: Serving, loop: Loop, owed: Owed | None) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000)
-    _tell_ready(serving)
+    tell_ready(serving)
     loop.run(lambda: not serving.stop)
     say("info", "stopped", seq=ledger.next_seq - 1, pending=ledger.live_count)
 
@@ -227,7 +193,7 @@ def _run(serving: Serving, loop: Loop, owed: Owed | None) -> None:
 def _first_commit(serving: Serving, loop: Loop) -> None:
     """The first commit proves the store: until it is durable nobody is told that we serve."""
     ledger = loop.recovered.ledger
-    _tell_started(serving, ledger)
+    tell_started(serving, ledger)
     ledger.remember(anchor_note(loop.recovered.timescale, serving.clock))
     while not loop.settled_commit or loop.under_way or ledger.events:
         loop.submit()
@@ -237,41 +203,6 @@ def _first_commit(serving: Serving, loop: Loop) -> None:
         elif not ledger.events:
             break
     serving.started = True
-
-
-def _tell_started(serving: Serving, ledger: Ledger) -> None:
-    started = {"version": version("minoots"), "boot": serving.boot}
-    ledger.tell(Kind.NODE_STARTED, orjson.dumps(started))
-
-
-def _tell_ready(serving: Serving) -> None:
-    """Say once that requests are answered; the file is tried again while there is no room."""
-    if serving.told:
-        return
-    path = serving.data_dir / READY_FILE
-    facts = {
-        "node_id": serving.node_id,
-        "pid": os.getpid(),
-        "version": version("minoots"),
-        "doors": serving.doors.endpoints,
-    }
-    fresh = path.with_suffix(".new")
-    try:
-        fresh.write_bytes(orjson.dumps(facts))
-        fresh.chmod(0o600)
-        fresh.replace(path)
-        serving.told = True
-    except OSError as error:
-        say("warning", "ready_file_failed", path=path, error=error)
-    say(
-        "info",
-        "serving",
-        node=serving.node_id,
-        **serving.doors.endpoints,
-        data=serving.data_dir,
-        pid=os.getpid(),
-    )
-    _notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {serving.doors.endpoints['control']}")
 
 
 # ------------------------------------------------------------------- when the store has failed
@@ -345,11 +276,11 @@ def _reopen(serving: Serving, owed: Owed) -> Store | None:
     unknown = f"{owed.why}; this may have been done: ask again with the same idempotency key"
     _refuse_doubtful(serving, owed.doubtful, owed.code, unknown)
     owed.doubtful = []
-    sleeper, until_ns = _sleeper(serving, None), serving.clock.steady_boot_ns() + RETRY_NS
+    waiting, until_ns = sleeper(serving, None), serving.clock.steady_boot_ns() + RETRY_NS
     while not serving.stop and serving.clock.steady_boot_ns() < until_ns:
         _answer_without_store(serving, owed)
         if not serving.doors.pending():
-            sleeper.wait(until_ns)
+            waiting.wait(until_ns)
     return None
 
 
@@ -405,15 +336,15 @@ def _prove(serving: Serving, store: Store, recovered: Recovered, owed: Owed) -> 
     for a disk that stays full.
     """
     ledger, clock = recovered.ledger, serving.clock
-    node, sleeper = serving.node, _sleeper(serving, store)
+    node, waiting = serving.node, sleeper(serving, store)
     assert node is not None
-    _tell_ready(serving)
+    tell_ready(serving)
     probe, probe_ns = 0, clock.steady_boot_ns() + RETRY_NS
     while not serving.stop:
         _answer_reads(serving, recovered, owed)
         if not probe and clock.steady_boot_ns() >= probe_ns:
             if not serving.started:
-                _tell_started(serving, ledger)
+                tell_started(serving, ledger)
             ledger.remember(anchor_note(recovered.timescale, clock))
             batch = ledger.close_turn(store.log.state().commit + 1).batch
             assert batch is not None
@@ -426,7 +357,7 @@ def _prove(serving: Serving, store: Store, recovered: Recovered, owed: Owed) -> 
                 serving.started = True
                 return
         if not node.has_work and not serving.doors.pending():
-            sleeper.wait(clock.steady_boot_ns() + RETRY_NS if probe else probe_ns)
+            waiting.wait(clock.steady_boot_ns() + RETRY_NS if probe else probe_ns)
 
 
 def _answer_reads(serving: Serving, recovered: Recovered, owed: Owed) -> None:
@@ -471,17 +402,3 @@ def _make_good(serving: Serving, loop: Loop, owed: Owed) -> None:
             if data[5] != Kind.EXPIRED:
                 loop.publisher.tell(seq, data)
             seq += 1
-
-
-def _notify(state: str) -> None:
-    """Tell a service manager, if there is one (sd_notify)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.sendto(state.encode(), address)
-        except OSError as error:
-            say("warning", "notify_failed", error=error)

@@ -20,9 +20,10 @@ from edgenode.node import Node
 from edgenode.principal import LOCAL, Principal
 from edgenode.publish import Publisher
 from edgenode.recovery import recover
+from edgenode.reference import Reference
 from edgenode.timekeeping import Timekeeper
 from edgenode.verbs.about import About
-from engine.clock import Clock, VirtualClock
+from engine.clock import Clock, CorrectedClock, VirtualClock
 from engine.memory import MemoryLog, MemoryTables
 from engine.pulse import COUNTERS, COUNTERS_ROW, Left, Release
 
@@ -166,8 +167,9 @@ class _Doors:
 
 
 class _NoSleep:
-    def wait(self, boot_ns: int) -> None:
+    def wait(self, boot_ns: int) -> bool:
         """Time moves by `advance` alone."""
+        return False
 
 
 class VirtualNode:
@@ -177,25 +179,33 @@ class VirtualNode:
         self, start_ns: int = START_NS, *, seed: int = 0, config: Config | None = None
     ) -> None:
         self.clock = VirtualClock(start_ns)
+        self._corrected = CorrectedClock(self.clock)
         self.log = MemoryLog()
         self.tables = MemoryTables(self.log)
         self._random = random.Random(seed)
         self._follow_ns = 0
+        self.reference: Reference | None = None
         self._config = config or Config(engine=EngineSection(horizon=DAY_NS))
         self._start()
 
     def _start(self) -> None:
         recovered = recover(
-            self._config, "virtual", self.log, self.tables, self.clock, self._random.getrandbits
+            self._config,
+            "virtual",
+            self.log,
+            self.tables,
+            self._corrected,
+            self._random.getrandbits,
         )
         ledger = recovered.ledger
         self.pulse = VirtualPulse(self.clock)
         self._doors = _Doors(EventsDoor(self.pulse, boot="virtual"))
         self._doors.events.take_subscriptions()
         timescale = recovered.timescale
-        keeper = Timekeeper(timescale, self.clock)
+        keeper = Timekeeper(timescale, self._corrected, self._config.clock, self.reference)
         metrics = Metrics(started_ns=ledger.now.steady_ns)
         about = About("virtual", "virtual", {}, metrics)
+        about.clock = keeper.facts
         self._loop = Loop(
             Node(ledger, about),
             recovered,
@@ -203,7 +213,7 @@ class VirtualNode:
             self._doors.events,
             self._doors,
             _NoSleep(),
-            self.clock,
+            self._corrected,
             keeper,
             Lead(LEAD_NS, LEAD_NS),
             metrics,

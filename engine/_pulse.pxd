@@ -2,8 +2,9 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from engine._pulse_clock cimport Reach
 from engine._pulse_parts cimport SLOTS, Heap, Ring, Slot
-from engine._threads cimport pthread_mutex_t
+from engine._pulse_subscriptions cimport Subscriptions
 
 cdef enum:
     COUNTERS = 4_096
@@ -16,10 +17,6 @@ cdef struct Shared:           # one map of memory
     uint32_t[SLOTS] free      # the turn's: slots that are nobody's
     uint64_t[COUNTERS] counts # written by the pulse
     Slot[SLOTS] slots
-
-cdef struct Subscription:
-    Subscription *next
-    size_t size               # bytes behind it
 
 cdef class Pulse:
     cdef Shared *shared
@@ -36,18 +33,14 @@ cdef class Pulse:
     cdef int knock            # eventfd: the pulse wakes the turn
     cdef uint32_t knocked, stop, started
     cdef int64_t wake_at      # BOOTTIME until which the pulse sleeps; AWAKE while it does not
-    cdef pthread_mutex_t lock # for the subscriptions
-    cdef Subscription *first_subscription
-    cdef Subscription *last_subscription
+    cdef Subscriptions came
     # The pulse's side.
     cdef int socket_fd
     cdef uint64_t order
-    cdef int64_t reach_ns, reach_ns_max  # how long before an instant it wakes up to spin
-    cdef int64_t credit_ns, credit_at_ns # spinning that is allowed now
+    cdef Reach reach          # how long before an instant it wakes up to spin
     cdef int64_t patience_ns, patience_at_ns
-    cdef int percent
     cdef int want_fifo, fifo_error, lock_error, slack_error
-    cdef uint64_t wakes, releases, spin_ns, dropped_full, send_errors
+    cdef uint64_t wakes, releases, dropped_full, send_errors
 
     # The turn's side.
     cdef Slot *take_slot(self, uint32_t *at, uint32_t spare) except? NULL
@@ -61,14 +54,12 @@ cdef class Pulse:
     cdef void run(self) noexcept nogil
     cdef void take_in(self) noexcept nogil
     cdef void do_command(self, Slot *slot) noexcept nogil
+    cdef void drop_held(self) noexcept nogil
     cdef void let_out(self) noexcept nogil
     cdef void leave(self, Slot *slot, int64_t fired_ns) noexcept nogil
-    cdef int send_parts(self, Slot *slot, int64_t fired_ns, uint64_t total, uint64_t number) noexcept nogil
     cdef bint wait_for_room(self) noexcept nogil
     cdef void give_back(self, uint32_t slot) noexcept nogil
     cdef bint take_subscriptions(self) noexcept nogil
-    cdef void note_subscription(self, const void *data, size_t size) noexcept nogil
     cdef void wake_turn(self) noexcept nogil
-    cdef int64_t reach_now(self, int64_t now_ns) noexcept nogil
     cdef void spin(self, int64_t due_ns) noexcept nogil
     cdef void sleep(self, int64_t due_ns, int64_t reach_ns) noexcept nogil

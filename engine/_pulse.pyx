@@ -34,73 +34,44 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.time cimport clock_gettime, nanosleep, timespec
+from posix.time cimport timespec
 
 from engine._libzmq cimport (
-    ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_POLLIN, ZMQ_SNDMORE, ZMQ_XPUB_NODROP, Message, libzmq,
+    ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_POLLIN, ZMQ_XPUB_NODROP, Message, libzmq,
+)
+from engine._pulse_clock cimport (
+    NS, POLLIN, boot_ns, nap, pollfd, ppoll, reach_begin, reach_learn, reach_now, reach_spent,
 )
 from engine._pulse_parts cimport (
     BEAT, CLEAR, DROPPED, EVENT, EXPIRY, MOVE, SLOTS, Heap, Slot, Waiting, fence, heap_order,
     heap_put, heap_take, load_acquire, load_wake, relax, ring_count, ring_put, ring_take,
-    store_release, store_wake,
+    send_parts, store_release, store_wake,
 )
 from engine._realtime cimport PULSE_PRIORITY, be_fifo, lock_pages, set_slack
-from engine._record cimport big_endian
-from engine._threads cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, eventfd, eventfd_read, eventfd_write, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+from engine._pulse_subscriptions cimport (
+    Subscription, subscription_free, subscription_put, subscriptions_begin, subscriptions_end,
+    subscriptions_take,
 )
+from engine._threads cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd, eventfd_read, eventfd_write
 from engine._threads cimport close as close_fd
 
 from engine.errors import RealtimeRefused
 
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int ppoll(pollfd *fds, unsigned long count, const timespec *timeout, const void *sigmask)
-    int POLLIN
-
-cdef extern from "<time.h>" nogil:
-    enum:
-        CLOCK_BOOTTIME
-
 cdef enum:
     SPARE = 1              # a slot that is kept for commands
     BURST = 256            # expiries let out before the ring is looked at again
-    STAMP_BYTES = 32
-    REACH_UP_NS = 1_800    # a step of 2 us times 0.9
-    REACH_DOWN_NS = 200    # ... times 0.1
-    REACH_FIRST_NS = 50_000
-    STALL_NS = 50_000_000  # lateness above this says nothing of the next wake-up
     SLICE_NS = 1_000_000_000  # ppoll counts on MONOTONIC, which stands still in a suspend
-    CREDIT_NS_MAX = 20_000_000
     PATIENCE_NS_MAX = 20_000_000
     PATIENCE_NS_MIN = 100_000
     ROOM_WAIT_NS = 50_000
     BACK_WAIT_NS = 20_000
 
-cdef int64_t NS = 1_000_000_000
 cdef int64_t NEVER = INT64_MAX
 cdef int64_t AWAKE = INT64_MIN
 
 assert sizeof(Slot) == 176
-
-
-cdef inline int64_t boot_ns() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_BOOTTIME, &at)
-    return at.tv_sec * NS + at.tv_nsec
-
-
-cdef inline void nap(int64_t ns) noexcept nogil:
-    cdef timespec wanted
-    wanted.tv_sec, wanted.tv_nsec = 0, ns
-    nanosleep(&wanted, NULL)
 
 
 @cython.final
@@ -115,7 +86,7 @@ cdef class Pulse:
         cdef uint32_t i
         self.bell = self.knock = -1
         self.wake_at = AWAKE
-        pthread_mutex_init(&self.lock, NULL)
+        subscriptions_begin(&self.came)
         self.shared = <Shared *>mmap(
             NULL, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
         )
@@ -131,11 +102,10 @@ cdef class Pulse:
         self.bell, self.knock = (eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) for _ in range(2))
         if self.bell < 0 or self.knock < 0:
             raise OSError("eventfd was refused")
-        self.reach_ns_max, self.percent = spin_max_ns, spin_percent
-        self.reach_ns = min(<int64_t>REACH_FIRST_NS, spin_max_ns)
+        reach_begin(&self.reach, spin_max_ns, spin_percent, boot_ns())
         self.patience_ns = PATIENCE_NS_MAX
         self.want_fifo = realtime != "off"
-        self.began_ns = self.credit_at_ns = self.patience_at_ns = boot_ns()
+        self.began_ns = self.patience_at_ns = boot_ns()
         self.thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self.thread.start()
         with nogil:
@@ -149,19 +119,13 @@ cdef class Pulse:
             )
 
     def __dealloc__(self):
-        cdef Subscription *each = self.first_subscription
-        cdef Subscription *next
-        while each != NULL:
-            next = each.next
-            free(each)
-            each = next
         if self.bell >= 0:
             close_fd(self.bell)
         if self.knock >= 0:
             close_fd(self.knock)
         if self.shared != NULL:
             munmap(self.shared, sizeof(Shared))
-        pthread_mutex_destroy(&self.lock)
+        subscriptions_end(&self.came)
 
     # ------------------------------------------------------------------------ the turn's side
 
@@ -234,18 +198,10 @@ cdef class Pulse:
     def subscriptions(self) -> list:
         """See `engine.pulse.Outlet`."""
         cdef list came = []
-        cdef Subscription *each
-        cdef Subscription *next
-        if self.first_subscription == NULL:  # the next look sees one that comes now
-            return came
-        pthread_mutex_lock(&self.lock)
-        each, self.first_subscription, self.last_subscription = self.first_subscription, NULL, NULL
-        pthread_mutex_unlock(&self.lock)
+        cdef Subscription *each = subscriptions_take(&self.came)
         while each != NULL:
             came.append(PyBytes_FromStringAndSize(<const char *>(each + 1), each.size))
-            next = each.next
-            free(each)
-            each = next
+            each = subscription_free(each)
         return came
 
     def stats(self) -> dict:
@@ -256,31 +212,25 @@ cdef class Pulse:
             "policy_refused": errors.errorcode.get(self.fifo_error, "") if self.want_fifo else "",
             "locked": self.lock_error == 0,
             "slack_ns": 1 if self.slack_error == 0 else 50_000,
-            "reach_us": self.reach_ns // 1_000,
+            "reach_us": self.reach.ns // 1_000,
             "wakes": self.wakes,
             "releases": self.releases,
             "held": self.held_count,
-            "spin_us": self.spin_ns // 1_000,
-            "spin_share": round(self.spin_ns / passed_ns, 5),
+            "spin_us": self.reach.spin_ns // 1_000,
+            "spin_share": round(self.reach.spin_ns / passed_ns, 5),
             "dropped_full": self.dropped_full,
             "send_errors": self.send_errors,
         }
 
     def close(self) -> None:
         """Send what was to leave at once, end the thread, and let go of what is held."""
-        cdef uint32_t i
-        cdef Slot *slot
         if self.thread is None:
             return
         store_release(&self.stop, 1)
         eventfd_write(self.bell, 1)
         self.thread.join()
         self.thread = None
-        for i in range(self.shared.heap.count):
-            slot = &self.shared.slots[self.shared.heap.items[i].slot]
-            if slot.has_body:
-                libzmq.msg_close(&slot.topic)
-                libzmq.msg_close(&slot.body)
+        self.drop_held()  # the thread is gone: its side is ours
 
     cdef Slot *take_slot(self, uint32_t *at, uint32_t spare) except? NULL:
         """A slot of the turn's; NULL if all but `spare` are under way."""
@@ -380,7 +330,7 @@ cdef class Pulse:
                 continue
             if self.take_subscriptions():
                 continue
-            reach_ns = self.reach_now(now_ns)
+            reach_ns = reach_now(&self.reach, now_ns)
             if first_ns - now_ns <= reach_ns:
                 self.spin(first_ns)
             else:
@@ -408,21 +358,27 @@ cdef class Pulse:
         cdef Heap *heap = &self.shared.heap
         cdef Slot *slot
         cdef uint32_t i
+        if command.errand == CLEAR:
+            self.drop_held()
+            return
         for i in range(heap.count):
             slot = &self.shared.slots[heap.items[i].slot]
-            if command.errand == CLEAR:
-                slot.errand = DROPPED
-                if slot.has_body:
-                    libzmq.msg_close(&slot.topic)
-                    libzmq.msg_close(&slot.body)
-                self.give_back(heap.items[i].slot)
-            elif slot.wall:
+            if slot.wall:
                 slot.due_ns += command.due_ns
                 heap.items[i].due_ns = slot.due_ns
-        if command.errand == CLEAR:
-            heap.count = 0
-        else:
-            heap_order(heap)
+        heap_order(heap)
+
+    cdef void drop_held(self) noexcept nogil:
+        cdef Slot *slot
+        cdef uint32_t i
+        for i in range(self.shared.heap.count):
+            slot = &self.shared.slots[self.shared.heap.items[i].slot]
+            slot.errand = DROPPED
+            if slot.has_body:
+                libzmq.msg_close(&slot.topic)
+                libzmq.msg_close(&slot.body)
+            self.give_back(self.shared.heap.items[i].slot)
+        self.shared.heap.count = 0
 
     cdef void let_out(self) noexcept nogil:
         """Let out what is due, earliest first, a burst at most."""
@@ -456,39 +412,19 @@ cdef class Pulse:
             total, number = self.shared.counts[row], self.shared.counts[slot.counter]
         if not slot.has_body:
             return
-        code = self.send_parts(slot, fired_ns, total, number)
+        code = send_parts(slot, self.handle, fired_ns, total, number)
         while code == EAGAIN and self.wait_for_room():
-            code = self.send_parts(slot, fired_ns, total, number)
+            code = send_parts(slot, self.handle, fired_ns, total, number)
         if code == EAGAIN:
             # To all but those whose queue is full; libzmq leaves them out until they catch up.
             self.dropped_full += 1
             libzmq.setsockopt(self.handle, ZMQ_XPUB_NODROP, &lossy, sizeof(lossy))
-            code = self.send_parts(slot, fired_ns, total, number)
+            code = send_parts(slot, self.handle, fired_ns, total, number)
             libzmq.setsockopt(self.handle, ZMQ_XPUB_NODROP, &strict, sizeof(strict))
         if code:
             self.send_errors += 1
         libzmq.msg_close(&slot.topic)  # sent messages are empty
         libzmq.msg_close(&slot.body)
-
-    cdef int send_parts(
-        self, Slot *slot, int64_t fired_ns, uint64_t total, uint64_t number
-    ) noexcept nogil:
-        """One try: 0, or the error number, and then nothing was sent."""
-        cdef Message stamp
-        cdef uint64_t *words
-        if libzmq.msg_send(&slot.topic, self.handle, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0:
-            return libzmq.last_error()
-        libzmq.msg_init_size(&stamp, STAMP_BYTES)  # inside the message itself: no memory is asked
-        words = <uint64_t *>libzmq.msg_data(&stamp)
-        words[0] = big_endian(slot.seq if slot.errand != BEAT else 0)
-        words[1] = big_endian(<uint64_t>fired_ns)
-        words[2] = big_endian(total)
-        words[3] = big_endian(number)
-        if libzmq.msg_send(&stamp, self.handle, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0:
-            return libzmq.last_error()
-        if libzmq.msg_send(&slot.body, self.handle, ZMQ_DONTWAIT) < 0:
-            return libzmq.last_error()
-        return 0
 
     cdef bint wait_for_room(self) noexcept nogil:
         """Give a full subscriber a moment, while patience lasts."""
@@ -526,7 +462,9 @@ cdef class Pulse:
         libzmq.msg_init(&message)
         while libzmq.msg_recv(&message, self.handle, ZMQ_DONTWAIT) >= 0:
             if first:
-                self.note_subscription(libzmq.msg_data(&message), libzmq.msg_size(&message))
+                subscription_put(
+                    &self.came, libzmq.msg_data(&message), libzmq.msg_size(&message)
+                )
                 came = True
             first = not libzmq.msg_more(&message)
         libzmq.msg_close(&message)
@@ -534,42 +472,20 @@ cdef class Pulse:
             self.wake_turn()
         return came
 
-    cdef void note_subscription(self, const void *data, size_t size) noexcept nogil:
-        cdef Subscription *one = <Subscription *>malloc(sizeof(Subscription) + size)
-        if one == NULL:
-            return  # its subscriber hears no heartbeat that greets it, and goes on asking
-        one.next, one.size = NULL, size
-        memcpy(one + 1, data, size)
-        pthread_mutex_lock(&self.lock)
-        if self.last_subscription == NULL or self.first_subscription == NULL:
-            self.first_subscription = one
-        else:
-            self.last_subscription.next = one
-        self.last_subscription = one
-        pthread_mutex_unlock(&self.lock)
-
-    cdef int64_t reach_now(self, int64_t now_ns) noexcept nogil:
-        """How long before an instant to wake up and spin, if that may be paid for."""
-        self.credit_ns += (now_ns - self.credit_at_ns) * self.percent // 100
-        self.credit_ns = min(self.credit_ns, <int64_t>CREDIT_NS_MAX)
-        self.credit_at_ns = now_ns
-        return self.reach_ns if self.credit_ns > 0 else 0
-
     cdef void spin(self, int64_t due_ns) noexcept nogil:
         """Until the instant, or until something comes in."""
         cdef int64_t began_ns = boot_ns(), now_ns = began_ns
         while now_ns < due_ns and ring_count(&self.shared.inward) == 0:
             relax()
             now_ns = boot_ns()
-        self.spin_ns += now_ns - began_ns
-        self.credit_ns -= now_ns - began_ns
+        reach_spent(&self.reach, now_ns - began_ns)
 
     cdef void sleep(self, int64_t due_ns, int64_t reach_ns) noexcept nogil:
         """Until `reach_ns` before the instant, or until something comes in."""
         cdef pollfd[2] fds
         cdef timespec timeout
         cdef uint64_t count
-        cdef int64_t left_ns, late_ns, wake_ns = due_ns - reach_ns if due_ns != NEVER else NEVER
+        cdef int64_t left_ns, wake_ns = due_ns - reach_ns if due_ns != NEVER else NEVER
         cdef int ready
         fds[0].fd, fds[0].events = self.bell, POLLIN
         fds[1].fd, fds[1].events = self.socket_fd, POLLIN
@@ -582,10 +498,6 @@ cdef class Pulse:
             self.wakes += 1
             if ready > 0 and fds[0].revents:
                 eventfd_read(self.bell, &count)
-            late_ns = boot_ns() - wake_ns
-            if ready == 0 and 0 <= late_ns < STALL_NS:
-                if late_ns > self.reach_ns:
-                    self.reach_ns = min(self.reach_ns + REACH_UP_NS, self.reach_ns_max)
-                else:
-                    self.reach_ns = max(self.reach_ns - REACH_DOWN_NS, <int64_t>0)
+            if ready == 0 and wake_ns != NEVER:
+                reach_learn(&self.reach, boot_ns() - wake_ns)
         store_wake(&self.wake_at, AWAKE)

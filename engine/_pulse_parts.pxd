@@ -1,4 +1,4 @@
-"""The parts of the pulse that know nothing of sockets: slots, two rings of slot numbers, a heap.
+"""The parts of the pulse: slots, two rings of slot numbers, a heap, the sending of one event.
 
 A ring has one writer and one reader, each on a thread of its own. It has as many places as there
 are slots, so it is never full: what is scarce are slots, and the turn, which gives them out, sees
@@ -8,7 +8,8 @@ how many are left.
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from engine._libzmq cimport Message
+from engine._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, Message, libzmq
+from engine._record cimport big_endian
 
 cdef extern from * nogil:
     """
@@ -32,6 +33,7 @@ cdef extern from * nogil:
 
 cdef enum:
     SLOTS = 65_536  # a power of two
+    STAMP_BYTES = 32
 
 cdef enum Errand:  # what a slot is on its way for
     EVENT          # leaves at once
@@ -139,3 +141,24 @@ cdef inline void heap_order(Heap *heap) noexcept nogil:
     while at:
         at -= 1
         sink(heap, at, heap.items[at])
+
+
+cdef inline int send_parts(
+    Slot *slot, void *socket, int64_t fired_ns, uint64_t total, uint64_t number
+) noexcept nogil:
+    """One try: 0, or the error number, and then nothing was sent."""
+    cdef Message stamp
+    cdef uint64_t *words
+    if libzmq.msg_send(&slot.topic, socket, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0:
+        return libzmq.last_error()
+    libzmq.msg_init_size(&stamp, STAMP_BYTES)  # inside the message itself: no memory is asked
+    words = <uint64_t *>libzmq.msg_data(&stamp)
+    words[0] = big_endian(slot.seq if slot.errand != BEAT else 0)
+    words[1] = big_endian(<uint64_t>fired_ns)
+    words[2] = big_endian(total)
+    words[3] = big_endian(number)
+    if libzmq.msg_send(&stamp, socket, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0:
+        return libzmq.last_error()
+    if libzmq.msg_send(&slot.body, socket, ZMQ_DONTWAIT) < 0:
+        return libzmq.last_error()
+    return 0

@@ -40,7 +40,6 @@ cdef extern from "<sys/prctl.h>" nogil:
 cdef extern from "<time.h>" nogil:
     enum:
         CLOCK_BOOTTIME
-        CLOCK_MONOTONIC
         CLOCK_REALTIME
 
 cdef enum:
@@ -64,21 +63,6 @@ def boottime_ns() -> int:
 def realtime_ns() -> int:
     """CLOCK_REALTIME: ns since the epoch, UTC as the kernel believes it."""
     return clock_ns(CLOCK_REALTIME)
-
-
-def suspended_ns() -> int:
-    """For how much of the time since boot the machine was suspended, to some us: BOOTTIME counts
-    on meanwhile, MONOTONIC does not. The tightest of three readings, as the thread may be put aside
-    between two clocks; what is below a millisecond is counted as 0."""
-    cdef int64_t before, asleep_now, asleep = 0, width, best = -1
-    cdef int i
-    for i in range(3):
-        before = clock_ns(CLOCK_MONOTONIC)
-        asleep_now = clock_ns(CLOCK_BOOTTIME) - before
-        width = clock_ns(CLOCK_MONOTONIC) - before
-        if best < 0 or width < best:
-            best, asleep = width, asleep_now
-    return asleep if asleep >= 1_000_000 else 0
 
 
 def eventfd() -> int:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from engine._wait import boottime_ns, realtime_ns, suspended_ns
+from engine._kernel import suspended_ns
+from engine._wait import boottime_ns, realtime_ns
 
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 STEP_NS_MIN = 1_000_000  # UTC that moved by less is not said to have been stepped
@@ -40,7 +41,7 @@ class Clock(Protocol):
         """Ns since the epoch, as the machine believes it."""
 
     def suspended_ns(self) -> int:
-        """For how much of the time since that boot the machine was suspended."""
+        """For how long the machine was suspended: its growth counts, not where it began."""
 
 
 class OsClock:
@@ -214,6 +215,10 @@ class Timescale:
     def doubt(self) -> Step | None:
         """The step of UTC that is not believed; None if there is none."""
         return self._doubt
+
+    def measure(self, clock: Clock) -> int:
+        """UTC minus steady as it is now, believed or not."""
+        return _utc_minus_boot_ns_floor(clock)[0] + self._boot_ns - self._steady_ns
 
     def accept(self, clock: Clock) -> Step | None:
         """Believe UTC as it is now."""

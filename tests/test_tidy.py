@@ -27,6 +27,8 @@ EDGES = {
     "lmdb": {"engine/_lmdb.pyx", "engine/_lmdb.pxd"},
     "zmq": {
         "edgenode/doors/zeromq.py",
+        "engine/_libzmq.pyx",
+        "engine/_pulse.pyi",
         "edgenode/doors/_mailbox.pyx",
         "edgenode/doors/_mailbox.pyi",
         "minoots/transport.py",
@@ -34,7 +36,7 @@ EDGES = {
     },
     "time": {"minoots/transport.py", "minoots/aio.py"},
     "subprocess": {"minoots/cli/demo.py"},
-    "socket": {"edgenode/serve.py", "edgenode/doors/zeromq.py"},
+    "socket": {"edgenode/process.py", "edgenode/doors/zeromq.py"},
     "numpy": set(),
     "random": {"edgenode/virtual.py", "minoots/requests.py"},
 }

@@ -225,6 +225,21 @@ def open_doors(
         raise
 
 
+def open_peer(doors: Doors, endpoint: str) -> Mailbox:
+    """A way to another node's control door; closed with the doors. Raises DoorError."""
+    opened = doors.contexts[0].socket(zmq.DEALER)
+    doors.sockets.append(opened)
+    opened.setsockopt(zmq.LINGER, LINGER_MS)
+    opened.setsockopt(zmq.SNDHWM, REQUESTS_MAX)
+    opened.setsockopt(zmq.IMMEDIATE, 1)
+    try:
+        opened.connect(endpoint)
+    except zmq.ZMQError as error:
+        why = os.strerror(error.errno or 0).lower()
+        raise DoorError(f"clock.reference is {endpoint!r}: {why}") from error
+    return Mailbox(opened)
+
+
 def _context(*, realtime: bool) -> zmq.Context[zmq.Socket[bytes]]:
     """A context with an I/O thread of its own; real-time: scheduled just below the pulse.
 

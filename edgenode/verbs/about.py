@@ -131,7 +131,7 @@ def time_sync(ledger: Ledger, call: Call, about: About) -> bytes:
     """`time.sync`: four timestamps (RFC 5905, section 8): t0 by the client as it sends, t1 and t2
     here, t3 by the client as the reply comes: offset ((t1 - t0) + (t2 - t3)) / 2."""
     asked = call.read(_sync)
-    now = ledger.now
+    now, clock = ledger.now, about.clock()
     return orjson.dumps(
         {
             "t0": asked.t0,
@@ -140,9 +140,20 @@ def time_sync(ledger: Ledger, call: Call, about: About) -> bytes:
             "steady_ns": now.steady_ns,
             "shift_ns": now.shift_ns,
             "boot": about.boot,
-            "clock_error_us": None,
+            "clock_error_us": clock.get("error_us"),
+            "clock": clock,
         }
     )
+
+
+def time_accept(ledger: Ledger, call: Call) -> bytes:
+    """`time.accept`: believe UTC as this machine has it, though it was set by more than
+    `clock.hold_above`; held timers of the wall clock go on."""
+    call.read(_empty)
+    accepted = ledger.wall_held
+    if accepted:
+        ledger.accept_clock()
+    return orjson.dumps({"accepted": accepted})
 
 
 def schema_get(ledger: Ledger, call: Call, about: About) -> bytes:
@@ -177,6 +188,7 @@ BODIES: dict[str, Any] = {
     "stats": bodies.Empty,
     "health": bodies.Empty,
     "time.sync": bodies.TimeSync,
+    "time.accept": bodies.Empty,
     "schema.get": bodies.SchemaGet,
 }
 
