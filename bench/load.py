@@ -1,6 +1,7 @@
 """Clients that load a node: raw frames, encoded before the clock starts, in processes of their own.
 
 python -m bench.load KIND ENDPOINT COUNT IN_FLIGHT [BATCH]    prints one JSON line
+python -m bench.load paced ENDPOINT RATE                      until a line comes on stdin
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from typing import Any
 
 import zmq
 
+from bench.children import ready, say, start, told_to_stop
 from bench.report import percentiles
 
 NS = 1_000_000_000
 DURATION = "6h"  # nothing that is created here fires while it is measured
+PACE_S = 0.001  # between two looks of a paced client
+PACED_IN_FLIGHT = 2_000  # unanswered requests at which a paced client falls behind instead
+PACED_S = 300.0  # a paced client ends by itself
 
 
 def definition(k: int) -> dict[str, Any]:
@@ -97,37 +102,37 @@ def lone(socket: zmq.Socket[bytes], count: int) -> dict[str, Any]:
     return {"latency_ms": percentiles(took)}
 
 
+def create_paced(socket: zmq.Socket[bytes], rate: int) -> dict[str, Any]:
+    """`timer.schedule` at `rate` a second, one timer a request, until a line comes on stdin."""
+    bodies = [json.dumps(definition(k)).encode() for k in range(2_000)]
+    header = b'{"op":"timer.schedule"}'
+    sent_ns: list[int] = []
+    took: list[float] = []
+    refused = 0
+    began_ns = time.monotonic_ns()
+    while time.monotonic_ns() < began_ns + PACED_S * NS and not told_to_stop():
+        now_ns, sent = time.monotonic_ns(), len(sent_ns)
+        owed = (now_ns - began_ns) * rate // NS - sent
+        for k in range(sent, sent + min(owed, PACED_IN_FLIGHT - sent + len(took))):
+            socket.send_multipart((b"MZP1", b"Q", b"%d" % k, header, bodies[k % len(bodies)]))
+            sent_ns.append(now_ns)
+        while socket.poll(0):
+            frames = socket.recv_multipart()
+            took.append((time.monotonic_ns() - sent_ns[int(frames[2])]) / 1e6)
+            refused += frames[1] != b"R"
+        time.sleep(PACE_S)
+    seconds = (time.monotonic_ns() - began_ns) / NS
+    return {
+        "seconds": seconds,
+        "per_second": (len(took) - refused) / seconds,
+        "refused": refused,
+        "latency_ms": percentiles(took),
+    }
+
+
 def spawn(kind: str, endpoint: str, *numbers: int) -> subprocess.Popen[str]:
     """Start a client process; it waits for a line on stdin before it begins."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench.load", kind, endpoint, *map(str, numbers)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def begin(*clients: subprocess.Popen[str]) -> None:
-    """Wait until each has its frames ready, then let all go."""
-    for client in clients:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "ready\n"
-    for client in clients:
-        assert client.stdin is not None
-        client.stdin.write("go\n")
-        client.stdin.flush()
-
-
-def result_of(client: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a client measured."""
-    assert client.stdout is not None
-    line = client.stdout.readline()
-    client.wait(30)
-    for pipe in (client.stdin, client.stdout):
-        assert pipe is not None
-        pipe.close()
-    found: dict[str, Any] = json.loads(line)
-    return found
+    return start("bench.load", kind, endpoint, *map(str, numbers))
 
 
 def main() -> None:
@@ -138,10 +143,9 @@ def main() -> None:
     socket = dealer(context, endpoint)
     socket.send_multipart((b"MZP1", b"Q", b"hello", b'{"op":"hello"}', b"{}"))
     socket.recv_multipart()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    run = {"single": create_single, "many": create_many, "lone": lone}[kind]
-    print(json.dumps(run(socket, *numbers)), flush=True)  # type: ignore[operator]
+    ready()
+    run = {"single": create_single, "many": create_many, "lone": lone, "paced": create_paced}[kind]
+    say(json.dumps(run(socket, *numbers)))  # type: ignore[operator]
     context.destroy(linger=0)
 
 

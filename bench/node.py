@@ -17,6 +17,7 @@ from typing import Any
 import zmq
 
 from bench import load
+from bench.children import begin, result_of
 from bench.report import machine, percentiles
 from minoots.cli.demo import ephemeral_node
 
@@ -69,9 +70,9 @@ def creates(doors: dict[str, str], pid: int, scale: int) -> dict[str, Any]:
     ]
     for name, kind, numbers in cases:
         clients = [load.spawn(kind, control, *each) for each in numbers]
-        load.begin(*clients)
+        begin(*clients)
         used_s, began_ns = cpu_s(pid), time.monotonic_ns()
-        results = [load.result_of(client) for client in clients]
+        results = [result_of(client) for client in clients]
         seconds = max(result["seconds"] for result in results)
         total = sum(result["per_second"] * result["seconds"] for result in results)
         took_s = (time.monotonic_ns() - began_ns) / NS
@@ -89,9 +90,9 @@ def beside_bulk(doors: dict[str, str], scale: int) -> dict[str, Any]:
     """A lone small request while another client saturates the node with bulk."""
     bulk = load.spawn("many", doors["control"], 300_000 * scale // 10, 8, 500)
     small = load.spawn("lone", doors["control"], 150 * scale // 10)
-    load.begin(bulk, small)
-    alone = load.result_of(small)
-    rate = load.result_of(bulk)
+    begin(bulk, small)
+    alone = result_of(small)
+    rate = result_of(bulk)
     found = {"latency_ms": alone["latency_ms"], "bulk_per_second": round(rate["per_second"])}
     print(f"  lone request beside bulk: {found}", flush=True)
     return found
@@ -154,9 +155,9 @@ def late_beside_bulk(doors: dict[str, str], rate: int, seconds: int, scale: int)
     """The same while a client saturates the node with schedule_many."""
     bulk = load.spawn("many", doors["control"], 80_000 * scale, 8, 500)
     schedule_evenly(doors, rate, seconds)
-    load.begin(bulk)
+    begin(bulk)
     heard = hear(doors, rate * seconds, seconds + 10)
-    return heard | {"bulk_per_second": round(load.result_of(bulk)["per_second"])}
+    return heard | {"bulk_per_second": round(result_of(bulk)["per_second"])}
 
 
 def lateness(doors: dict[str, str], rate: int, seconds: int) -> dict[str, Any]:
@@ -206,8 +207,8 @@ def pending(folder: Path, count: int) -> dict[str, Any]:
     with ephemeral_node(folder) as process:
         doors = doors_of(folder)
         client = load.spawn("many", doors["control"], count, 8, 500)
-        load.begin(client)
-        rate = load.result_of(client)["per_second"]
+        begin(client)
+        rate = result_of(client)["per_second"]
         until = time.monotonic() + 60
         while time.monotonic() < until:
             if ask(doors["control"], "stats")["tables"]["behind"] == 0:
