@@ -1,4 +1,4 @@
-"""`minoots bench WHAT`: run a bench, print it, write its JSON and its plot."""
+"""`minoots bench WHAT`: run a bench, print it, write its JSON, its plot and its page in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import plot, report
 
-ALL = ("wheel", "store", "turn", "node")
+ALL = ("wheel", "store", "turn", "node", "jitter")
 
 
 def run(what: str, *, small: bool, out: Path | None) -> dict[str, Any]:
@@ -19,11 +19,16 @@ def run(what: str, *, small: bool, out: Path | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ALL if what == "all" else (what,):
         print(f"{name}:", flush=True)
-        found[name] = importlib.import_module(f"bench.{name}").run(small)
+        bench = importlib.import_module(f"bench.{name}")
+        found[name] = bench.run(small)
+        page = bench.verdict(found[name]) if hasattr(bench, "verdict") else ""
         if out is not None:
             report.write(found[name], out, name)
             plot.draw(name, found[name], out / f"{name}.svg")
+            if page:
+                (out / f"{name}.md").write_text(page)
+                print(page)
             print(f"  written to {out}")
         else:
-            print(json.dumps(found[name], indent=1))
+            print(page or json.dumps(found[name], indent=1))
     return found

@@ -100,14 +100,20 @@ def demo_command(seconds: float) -> None:
 
 
 @cli.command("bench")
-@click.argument("what", type=click.Choice(["wheel", "store", "turn", "node", "all"]))
+@click.argument("what", type=click.Choice(["wheel", "store", "turn", "node", "jitter", "all"]))
 @click.option("--small", is_flag=True, help="End within seconds: to see that it runs.")
-@click.option("--out", metavar="DIR", help="Write WHAT.json and WHAT.svg there.")
+@click.option("--out", metavar="DIR", help="Write WHAT.json, its plot and its page there.")
 def bench_command(what: str, small: bool, out: str | None) -> None:
-    """Measure the wheel, the store, the turn or a whole node on this machine."""
+    """Measure the wheel, the store, the turn, a whole node, or how late it fires, on this machine.
+
+    Fails if a timer fired early.
+    """
     from bench.command import run
 
-    run(what, small=small, out=Path(out) if out else None)
+    found = run(what, small=small, out=Path(out) if out else None)
+    early = sum(result.get("early", 0) for result in found.values())
+    if early:
+        _fail(f"{early} timers fired before they were due")
 
 
 @cli.command("doctor")
