@@ -45,6 +45,11 @@ def share(value: float) -> str:
     return f"{value:.2%} of a core"
 
 
+def none(count: int) -> str:
+    """A count in a sentence."""
+    return f"{count:,}" if count else "none"
+
+
 def pick(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
     """The cases with these properties that heard anything; `herd` is 0 unless it is asked for."""
     wanted = {"herd": 0} | wanted
@@ -116,9 +121,9 @@ def _counts(result: dict[str, Any]) -> Iterator[Goal]:
     early, lost = result["early"], result["expected"] - result["heard"]
     heard = f"{result['heard']:,}"
     yield Goal(
-        "timers early, at release or at the subscriber", "0", f"{early} of {heard}", not early
+        "timers early, at release or at the subscriber", "0", f"{early:,} of {heard}", not early
     )
-    said = f"{lost} of {result['expected']:,}, {result['doubled']} twice"
+    said = f"{lost:,} of {result['expected']:,}, {result['doubled']:,} twice"
     yield Goal("timers not heard, or heard twice", "0", said, not lost and not result["doubled"])
 
 
@@ -151,20 +156,28 @@ def _cost(result: dict[str, Any]) -> Iterator[Goal]:
 
 def _herds(result: dict[str, Any]) -> Iterator[Goal]:
     for count, limit in HERD_S_MAX.items():
-        out, heard = (
-            {
-                herd["transport"]: herd["last_s"]
-                for herd in result["herds"].values()
-                if (herd["what"], herd["herd"]) == (what, count)
-            }
-            for what in ("release", "subscriber")
+        text, said, reached = f"herd of {count:,}: the last one out", [], True
+        ours = [herd for herd in result["herds"].values() if herd["herd"] == count]
+        for out, heard in _pairs(ours):
+            whole = "" if heard["complete"] else ", not all"
+            said.append(
+                f"{out['transport']} {out['last_s']:.3f} s (heard {heard['last_s']:.3f} s{whole})"
+            )
+            reached = reached and heard["complete"] and out["last_s"] <= limit
+        yield Goal(
+            text, f"<= {limit} s", ", ".join(said) or "not measured", reached if said else None
         )
-        text = f"herd of {count:,}: the last one out"
-        if not out:
-            yield Goal(text, f"<= {limit} s", "not measured", None)
-            continue
-        said = [f"{name} {last:.3f} s (heard {heard[name]:.3f} s)" for name, last in out.items()]
-        yield Goal(text, f"<= {limit} s", ", ".join(said), max(out.values()) <= limit)
+
+
+def _pairs(herds: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each herd as it left and as it was heard."""
+    for out in herds:
+        if out["what"] == "release":
+            yield from (
+                (out, heard)
+                for heard in herds
+                if (heard["what"], heard["transport"]) == ("subscriber", out["transport"])
+            )
 
 
 # ------------------------------------------------------------------------------------ in words
@@ -225,8 +238,8 @@ def _in_words(result: dict[str, Any]) -> str:
     loop = pick(result, what="asyncio", load="idle")[0]
     early, lost = result["early"], result["expected"] - result["heard"]
     return (
-        f"Of {result['expected']:,} timers {early or 'none'} fired early and {lost or 'none'} went "
-        f"unheard. At {STEADY:,} a second on an idle machine they left {us(ours['p50'])} (median), "
+        f"Of {result['expected']:,} timers {none(early)} fired early, {none(lost)} went unheard. "
+        f"At {STEADY:,} a second on an idle machine they left {us(ours['p50'])} (median), "
         f"{us(ours['p99'])} (p99) and {us(ours['p999'])} (p99.9) after they were due, and "
         f"were heard over {heard['transport']} after {us(heard['p50'])}, {us(heard['p99'])} and "
         f"{us(heard['p999'])}. The machine itself wakes up {us(floor['p50'])}, {us(floor['p99'])} "

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from bench import command, floor, jitter, percentile
 from bench._floor import wakes
-from bench.jitter import BUSY, CREATING, IDLE, Case, Found
+from bench.jitter import BUSY, CREATING, IDLE, Case, Found, Last
 from bench.jitter_report import Goal, goals
 from bench.subscriber import bare_body, due_ns
 from edgenode.__main__ import cli
@@ -39,7 +39,7 @@ def found(**late_us: float) -> Found:
     for count, last_s in ((10_000, 0.05), (100_000, late_us.get("herd_s", 0.5))):
         for what in ("release", "subscriber"):
             case = Case(what, IDLE, "ipc", herd=count)
-            made.herds[case] = [{"last_s": last_s, "count": count}]
+            made.herds[case] = [Last(last_s, count)]
     return made
 
 
@@ -63,7 +63,7 @@ def missed(made: Found) -> list[Goal]:
 def test_all_goals_are_reached() -> None:
     assert not missed(found())
     page = jitter.verdict(judged(found()))
-    assert "**14 of 14 goals reached.** Of 600 timers none fired early and none went" in page
+    assert "**14 of 14 goals reached.** Of 600 timers none fired early, none went unheard" in page
     assert "**no**" not in page
 
 
@@ -87,11 +87,14 @@ def test_counts_are_judged() -> None:
     made = found()
     made.samples[Case("release", IDLE, "ipc", 1_000)][0][0] = -1
     made.heard = 599
+    made.herds[Case("subscriber", IDLE, "ipc", herd=10_000)] = [Last(0.05, 9_999)]
     made.idle_cpu, made.firing_spin = [0.006], []
     made.creates_per_second = [9_000.0]
     said = {goal.text: (goal.found, goal.reached) for goal in missed(made)}
     assert said["timers early, at release or at the subscriber"] == ("1 of 599", False)
     assert said["timers not heard, or heard twice"] == ("1 of 600, 0 twice", False)
+    heard = "ipc 0.050 s (heard 0.050 s, not all)"
+    assert said["herd of 10,000: the last one out"] == (heard, False)
     assert said["the idle node"] == ("0.60% of a core", False)
     assert said["spinning at 1,000 fires/s"][1] is None
     assert said["release p99 beside 10,000 creates/s"][1] is None
