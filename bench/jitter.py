@@ -191,21 +191,19 @@ class Bench:
 
     # ------------------------------------------------------------------------------- the floor
 
-    def wakes(self, what: str, beside: str, seconds: float) -> None:
+    def wakes(self, what: str, beside: str) -> None:
         """The machine's wake-ups, without us."""
-        count = max(round(seconds * floor.RATE), 1)
-        path = floor.cyclictest_path()
-        if what == FLOOR and path is not None:
-            late, policy = floor.cyclictest(path, count)
-            policy = f"cyclictest, {policy}"
+        count = max(round(self._plan.floor_s * floor.RATE), 1)
+        if what == FLOOR:
+            late, policy = floor.lowest(count)
         else:
-            late, policy = floor.measure("asyncio" if what == ASYNCIO else "own", count)
-            policy = policy if what == ASYNCIO else f"our loop in C, {policy}"
+            late, policy = floor.measure("own" if what == OWN else "asyncio", count)
         self.found.policies[what] = policy
         self.found.add(Case(what, beside), late)
 
-    def transit(self, beside: str, seconds: float) -> None:
+    def transit(self, beside: str) -> None:
         """Bare PUB/SUB: from just before the send to the subscriber's clock."""
+        seconds = self._plan.floor_s
         count = max(round(seconds * STEADY), 1)
         where = {"ipc": f"ipc://{self._folder}/bare.ipc", "tcp": "tcp://127.0.0.1:*"}
         publisher = children.start(
@@ -360,12 +358,12 @@ def measure(plan: Plan, bench: Bench) -> None:
     bench.idle(plan.idle_s)
     for what in (IDLE, BUSY, CREATING):
         with bench.beside(what):
-            bench.wakes(FLOOR, what, plan.floor_s)
-            if what == IDLE and floor.cyclictest_path() is not None:
-                bench.wakes(OWN, what, plan.floor_s)
+            bench.wakes(FLOOR, what)
+            if what == IDLE and bench.found.policies[FLOOR].startswith("cyclictest"):
+                bench.wakes(OWN, what)
             bench.steady(STEADY, what, plan.steady_s)
-            bench.transit(what, plan.floor_s)
-            bench.wakes(ASYNCIO, what, plan.floor_s)
+            bench.transit(what)
+            bench.wakes(ASYNCIO, what)
         time.sleep(SETTLE_S)
     for rate, seconds in plan.seconds.items():
         bench.steady(rate, IDLE, seconds)

@@ -140,3 +140,23 @@ def test_the_floor_is_read() -> None:
 
 def test_a_due_instant_is_read() -> None:
     assert due_ns(bare_body(1_795_910_400_123_456_789)) == 1_795_910_400_123_456_789
+
+
+@pytest.mark.parametrize(
+    ("script", "policy", "count"),
+    [
+        ("printf '0: 0: 7000\\n0: 1: 9000\\n'", "cyclictest, fifo 80", 2),
+        ("echo 'Unable to change scheduling policy!' >&2; exit 1", "not permitted", 5),
+        (None, "not installed", 5),
+    ],
+)
+def test_the_floor_without_cyclictest(
+    script: str | None, policy: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cyclictest"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(floor.shutil, "which", lambda name, path: script and str(tmp_path / name))
+    late, said = floor.lowest(5)
+    assert policy in said
+    assert len(late) == count
