@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_NUMBERS = re.compile(r"\[[-\d.eE,\s]+\]")
 
 
 def machine() -> dict[str, Any]:
@@ -53,6 +55,8 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def write(result: dict[str, Any], out: Path, name: str) -> None:
-    """Write NAME.json; benches with a plot write NAME.svg beside it."""
+    """Write NAME.json, lists of numbers on one line; a plot or a page in words goes beside it."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1)
+    text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
+    (out / f"{name}.json").write_text(text + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,17 @@ def test_counts_are_judged() -> None:
     assert judged(made)["early"] == 1
 
 
+def test_the_policy_of_the_node_is_told() -> None:
+    made = found(other=80)
+    made.pulse = {"policy": "other"}
+    said = {goal.text: goal.reached for goal in goals(judged(made))}
+    assert said["release p50 under SCHED_FIFO, idle"] is None
+    made.pulse = {"policy": "fifo 80", "locked": True}
+    said = {goal.text: goal.reached for goal in goals(judged(made))}
+    assert said["release p50 under SCHED_FIFO, idle"] is False
+    assert "; node: fifo 80, locked." in jitter.verdict(judged(made))
+
+
 def test_early_timers_fail_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jitter, "run", lambda small: judged(found()) | {"early": 3})
     ran = CliRunner().invoke(cli, ["bench", "jitter", "--small"])
@@ -116,6 +128,7 @@ def test_the_page_and_the_curves_are_written(
     assert {path.name for path in tmp_path.iterdir()} == {
         f"jitter.{form}" for form in ("json", "md", "png", "svg")
     }
+    assert json.loads((tmp_path / "jitter.json").read_text())["goals"]
 
 
 def test_percentiles_are_of_rounds() -> None:
