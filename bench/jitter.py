@@ -414,7 +414,8 @@ def results(found: Found, plan: Plan) -> dict[str, Any]:
             continue
         own = rounds if case.transport else by_round(rounds, width)
         cases[case.name] = case._asdict() | percentile.summary(own)
-        if case.what != FLOOR and not case.herd and all(len(samples) for samples in own):
+        whole = len(own) == plan.rounds and all(len(samples) for samples in own)
+        if case.what != FLOOR and not case.herd and whole:
             cases[case.name]["ratio_to_floor"] = {
                 name: percentile.ratio(own, floors[case.load], percent)
                 for name, percent in percentile.LEVELS.items()
