@@ -368,7 +368,7 @@ class Loop:
 
     def _tell(self, found: list[Finding]) -> None:
         for finding in found:
-            say("warning", finding.kind.name.lower(), **finding.data)
+            say("warning", "clock", found=finding.kind.name.lower(), **finding.data)
             self.node.ledger.tell(finding.kind, finding.json)
 
     def _upkeep(self) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from edgenode import call as calls
 from edgenode.call import Answer, Frames, problem
 from edgenode.config import Config
-from edgenode.doors.zeromq import open_doors, open_peer
+from edgenode.doors.zeromq import Doors, open_doors, open_peer
 from edgenode.lead import Lead
 from edgenode.logs import say
 from edgenode.loop import Loop, UnderWay
@@ -72,6 +72,7 @@ def serve(config: Config, data_dir: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(serving, "stop", True))
     set_timer_slack(TIMER_SLACK_NS)
+    _tell_pulse(doors)
     try:
         _serve_all(serving, store)
     finally:
@@ -79,6 +80,16 @@ def serve(config: Config, data_dir: Path) -> None:
         notify("STOPPING=1")
         doors.close()
         watch.close()
+
+
+def _tell_pulse(doors: Doors) -> None:
+    """Say what the kernel lets the thread that fires have; `minoots doctor` says what to do."""
+    said = doors.pulse.stats()
+    facts = {name: said[name] for name in ("policy", "policy_refused", "locked", "slack_ns")}
+    if said["policy_refused"] or not said["locked"]:
+        say("warning", "pulse_refused", **facts)
+    else:
+        say("info", "pulse", **facts)
 
 
 def _open(config: Config, data_dir: Path) -> Store:

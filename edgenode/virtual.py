@@ -108,6 +108,23 @@ class VirtualPulse:
         """See `engine.pulse.Releases`."""
         return -1
 
+    def stats(self) -> dict[str, object]:
+        """As the real one; there is nothing to tell."""
+        return {
+            "policy": "other",
+            "policy_refused": "",
+            "locked": False,
+            "slack_ns": 0,
+            "reach_us": 0,
+            "wakes": 0,
+            "releases": self._order - len(self._waiting),
+            "held": self.held_count,
+            "spin_us": 0,
+            "spin_share": 0.0,
+            "dropped_full": 0,
+            "send_errors": 0,
+        }
+
     @property
     def next_ns(self) -> int | None:
         """The BOOTTIME instant at which something leaves next."""
@@ -206,6 +223,7 @@ class VirtualNode:
         metrics = Metrics(started_ns=ledger.now.steady_ns)
         about = About("virtual", "virtual", {}, metrics)
         about.clock = keeper.facts
+        about.pulse = self.pulse.stats
         self._loop = Loop(
             Node(ledger, about),
             recovered,

@@ -48,7 +48,6 @@ cdef class Pulse:
     cdef void hand_over(self, uint32_t slot, int64_t due_ns) noexcept nogil
     cdef int collect(self, uint32_t most, uint32_t *seen) except -1
     cdef int command(self, int errand, int64_t by_ns) except -1
-    cdef uint32_t wait_back(self) noexcept nogil
     # The pulse's side.
     cdef void prepare(self) noexcept nogil
     cdef void run(self) noexcept nogil

@@ -22,7 +22,7 @@ pulse waits for room as long as its patience lasts (20 ms, refilled by 1 % of th
 sends to all but that one, which libzmq leaves out until it has caught up; ordinals show it what it
 missed.
 
-Not its own: the wheel. See docs/decisions/0005-pulse.md.
+The wheel is not its own: docs/decisions/0005-pulse.md says why.
 """
 
 import errno as errors
@@ -252,10 +252,11 @@ cdef class Pulse:
         if body is None:
             return 0
         cdef size_t topic_bytes = PyBytes_GET_SIZE(topic), body_bytes = PyBytes_GET_SIZE(body)
-        if libzmq.msg_init_size(&slot.topic, topic_bytes) or libzmq.msg_init_size(
-            &slot.body, body_bytes
-        ):
-            raise MemoryError(f"no {topic_bytes + body_bytes} bytes for an event")
+        if libzmq.msg_init_size(&slot.topic, topic_bytes):
+            raise MemoryError(f"no {topic_bytes} bytes for a topic")
+        if libzmq.msg_init_size(&slot.body, body_bytes):
+            libzmq.msg_close(&slot.topic)
+            raise MemoryError(f"no {body_bytes} bytes for an event")
         memcpy(libzmq.msg_data(&slot.topic), PyBytes_AS_STRING(topic), topic_bytes)
         memcpy(libzmq.msg_data(&slot.body), PyBytes_AS_STRING(body), body_bytes)
         slot.has_body = 1
@@ -294,14 +295,8 @@ cdef class Pulse:
         self.hand_over(at, 0)
         while not seen:
             with nogil:
-                self.wait_back()
+                nap(BACK_WAIT_NS)
             self.collect(SLOTS, &seen)
-        return 0
-
-    cdef uint32_t wait_back(self) noexcept nogil:
-        """Until something has come back."""
-        while ring_count(&self.shared.outward) == 0:
-            nap(BACK_WAIT_NS)
         return 0
 
     def _run(self) -> None:
@@ -462,9 +457,7 @@ cdef class Pulse:
         libzmq.msg_init(&message)
         while libzmq.msg_recv(&message, self.handle, ZMQ_DONTWAIT) >= 0:
             if first:
-                subscription_put(
-                    &self.came, libzmq.msg_data(&message), libzmq.msg_size(&message)
-                )
+                subscription_put(&self.came, libzmq.msg_data(&message), libzmq.msg_size(&message))
                 came = True
             first = not libzmq.msg_more(&message)
         libzmq.msg_close(&message)

@@ -122,6 +122,10 @@ class AsyncClient:
             taken.append((t0, reply, self._exchange.now_ns()))
         return verbs.best_sync(taken)
 
+    async def time_accept(self) -> bool:
+        """Have the node believe UTC as its machine has it; whether it was in doubt."""
+        return bool((await self.call(verbs.time_accept()))["accepted"])
+
     # ------------------------------------------------------------------------------ making timers
 
     async def schedule(

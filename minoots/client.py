@@ -141,6 +141,10 @@ class Client:
             taken.append((t0, reply, self._exchange.now_ns()))
         return verbs.best_sync(taken)
 
+    def time_accept(self) -> bool:
+        """Have the node believe UTC as its machine has it; whether it was in doubt."""
+        return bool(self.call(verbs.time_accept())["accepted"])
+
     # ------------------------------------------------------------------------------ making timers
 
     def schedule(

@@ -247,6 +247,11 @@ def time_sync(t0_ns: int) -> Request[TimeReply]:
     return Request("time.sync", _encode(bodies.TimeSync(t0=t0_ns)), _time, once=True)
 
 
+def time_accept() -> Request[dict[str, Any]]:
+    """`time.accept`: a JSON document."""
+    return Request("time.accept", b"{}", _document)
+
+
 def best_sync(samples: Sequence[tuple[int, TimeReply, int]]) -> TimeSync:
     """The sample with the least delay: (t0, reply, t3), t0 and t3 by our clock."""
     found = []

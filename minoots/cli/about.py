@@ -1,5 +1,5 @@
-"""The verbs about the node and this program: hello, ping, stats, health, time-sync, schema,
-version, completion."""
+"""The verbs about the node and this program: hello, ping, stats, health, time-sync, clock,
+schema, version, completion."""
 
 from __future__ import annotations
 
@@ -103,6 +103,25 @@ def time_sync(samples: int) -> None:
 
 
 @click.command()
+@click.option("--accept", is_flag=True, help="Believe UTC as the node's machine has it.")
+@common
+def clock(accept: bool) -> None:
+    """Show what the node knows of its clock; accept UTC that was set by too much to be believed."""
+    from minoots.cli import show
+
+    kept = settings()
+    with kept.client() as client:
+        accepted = accept and client.time_accept()
+        found = client.stats()["clock"]
+    if kept.json:
+        show.document({"accepted": accepted, **found})
+        return
+    show.pairs(show.flat(found), kept)
+    if accept:
+        click.echo("UTC is accepted" if accepted else "nothing to accept: UTC is not in doubt")
+
+
+@click.command()
 @click.argument("op", required=False)
 @common
 def schema(op: str | None) -> None:
@@ -157,4 +176,4 @@ def completion(shell: str) -> None:
     sys.stdout.write(ShellComplete.source(writer) + "\n")
 
 
-COMMANDS = (hello, ping, stats, health, time_sync, schema, version, completion)
+COMMANDS = (hello, ping, stats, health, time_sync, clock, schema, version, completion)

@@ -443,7 +443,7 @@ REQUEST = '```json request timer.get\n{"id": "tmr_01MCC5RM00ERMVVFC2R1YD0000"}\n
         (problem_faults, "| code |\n|---|\n| `bad_frame` | 401 | no | yes |\n", "bad_frame is ["),
         (problem_faults, "| code |\n|---|\n| `internal` | 500 | no | yes |\n", "internal is ["),
         (problem_faults, "| code |\n|---|\n| `not_leader` | 421 | yes | yes |\n", "not_leader is"),
-        (event_faults, "| event |\n|---|\n| `timer.late` | yes |\n", "timer.late is said"),
+        (event_faults, "| event |\n|---|\n| `timer.failed` | yes |\n", "timer.failed is said"),
         (event_faults, "| event |\n|---|\n| `timer.lost` | yes |\n", "timer.lost does not"),
         (member_faults, "<!-- members Extend -->\n", "Extend, member by is not described"),
         (
