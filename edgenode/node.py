@@ -23,6 +23,7 @@ from edgenode.verbs import about as about_verbs
 from edgenode.verbs import change, create, look
 from edgenode.verbs.about import About
 from engine.clock import Now, tick_floor
+from engine.timer import State
 from minoots.wire.problems import Refused, refusal
 
 Steps = Generator[int, None, bytes]
@@ -87,6 +88,8 @@ class Node:
         self.lead_ns = ledger.config.engine.lead_min
         self.fires_behind = False  # so much that creates wait
         self._overload_ns = ledger.config.engine.overload_after
+        self._lead_ns_max = ledger.config.engine.lead_max
+        self._look_ticks = self._lead_ns_max // TICK_NS + 2  # for a herd
         self.fire_cost_ns = 0  # what deciding one fire takes, as measured by the shell
         self._wheel_tick = 0
         self._later: deque[Call] = deque()  # bulk requests, and creates that wait for the tables
@@ -293,34 +296,38 @@ class Node:
         Time is the ledger's `now`.
         """
         ledger = self.ledger
+        now_ns, cost_ns = ledger.now.steady_ns, self.fire_cost_ns
+        tick = tick_floor(now_ns + self.lead_ns, TICK_NS)
+        if cost_ns:
+            ticks = self._look_ticks
+            herd = ledger.hot.must_begin(now_ns, ticks, cost_ns, TICK_NS, self.lead_ns)
+            tick = max(tick, herd)
         # The wheel does not go back, though a lead that shrinks would have it.
-        now_ns = ledger.now.steady_ns
-        tick = tick_floor(now_ns + self._lead_at(tick_floor(now_ns, TICK_NS)), TICK_NS)
         self._wheel_tick = tick = max(tick, self._wheel_tick)
         ids = ledger.hot.advance(tick, limit)
+        self.fires_behind = len(ids) == limit and self._late_ns(ids[-1]) > self._overload_ns
         for at, id in enumerate(ids):
             if at % 64 == 63:
                 ledger.breathe()
             fire_due(ledger, id, tick)
-        self.fires_behind = len(ids) == limit and self._behind_ns() > self._overload_ns
         return len(ids)
 
     def next_fire_ns(self) -> int | None:
         """The steady instant at which `fire` should be called next; None if nothing is armed."""
-        tick = self.ledger.hot.next_tick()
-        return None if tick is None else tick * TICK_NS - self._lead_at(tick)
+        ledger = self.ledger
+        tick = ledger.hot.next_tick()
+        if tick is None:
+            return None
+        cost_ns = self.fire_cost_ns
+        herd_ns = ledger.hot.backlog_ns(tick, self._look_ticks, cost_ns, TICK_NS) if cost_ns else 0
+        return tick * TICK_NS - max(min(self.lead_ns + herd_ns, self._lead_ns_max), self.lead_ns)
 
-    def _lead_at(self, tick: int) -> int:
-        """The lead, and what it takes to decide all that is due at once: a herd begins earlier."""
-        most_ns = max(self.ledger.config.engine.lead_max, self.lead_ns)
-        ticks = most_ns // TICK_NS
-        backlog_ns = self.ledger.hot.backlog_ns(tick, ticks, self.fire_cost_ns, TICK_NS)
-        return min(self.lead_ns + backlog_ns, most_ns)
-
-    def _behind_ns(self) -> int:
-        """For how long the next timer has been waiting to be decided, beyond its instant."""
-        tick = self.ledger.hot.next_tick()
-        return 0 if tick is None else max(self.ledger.now.steady_ns - tick * TICK_NS, 0)
+    def _late_ns(self, id: bytes) -> int:
+        """For how long a timer has been waiting to be decided, beyond its instant."""
+        timer = self.ledger.load(id)
+        if timer is None or timer.image.state != State.SCHEDULED:
+            return 0
+        return self.ledger.now.steady_ns - self.ledger.deadline_ns(timer.image)
 
     # ------------------------------------------------------------------------------- the turn
 

@@ -18,11 +18,12 @@ from edgenode.definitions import budget_of
 from edgenode.encode import Identity
 from edgenode.horizon import Horizon
 from edgenode.ledger import Awaited, Ledger, StoreLog, StoreTables
+from engine import schedule as rules
 from engine._hot import HotSet
 from engine._wheel import Wheel
 from engine.clock import Anchor, Clock, Timescale
-from engine.record import Event, Kind, Note, Scale, unpack_event, unpack_note
-from engine.timer import TERMINAL, State
+from engine.record import Event, Image, Kind, Note, Scale, rule_of, unpack_event, unpack_note
+from engine.timer import TERMINAL, Reason, State
 
 ANCHOR_KEY = b"\x00minoots.anchor\x00"  # no digest of a client's key: those are random
 ANCHOR_AT_NS = 1 << 62  # so that it never grows too old
@@ -143,12 +144,21 @@ def _unreleased(ledger: Ledger, from_seq: int) -> list[tuple[int, bytes]]:
 
 
 def _awaited(ledger: Ledger, fire: Event) -> Awaited:
-    """What an expiry without a receipt waits for. Its due was told in the UTC of that time, which
-    may have been set since: a steady one was committed no earlier than the lead before its due."""
+    """What an expiry without a receipt waits for."""
     assert fire.image is not None
     wall = fire.image.scale == Scale.WALL
-    due_ns = fire.due_ns
-    if not wall:
-        latest_ns = ledger.now.steady_ns + ledger.config.engine.lead_max
-        due_ns = min(due_ns - ledger.now.shift_ns, latest_ns)
+    due_ns = fire.due_ns if wall else _steady_due(ledger, fire, fire.image)
     return Awaited(fire.image.id, due_ns, wall, budget_of(fire.blob))
+
+
+def _steady_due(ledger: Ledger, fire: Event, image: Image) -> int:
+    """The due of an expiry on the steady scale. The event tells it in the UTC of its time, which
+    may have been set since; but it follows from the image and the rule."""
+    if image.reason == Reason.TRIGGERED:
+        return ledger.now.steady_ns
+    if image.state in TERMINAL:
+        return image.due_ns
+    rule = rules.unpack_rule(rule_of(fire.blob))
+    if rule.mode == rules.FIXED_DELAY:
+        return image.due_ns - rule.interval_ns
+    return rule.anchor_ns + (fire.occurrence - rule.first) * rule.interval_ns

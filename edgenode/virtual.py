@@ -190,10 +190,16 @@ class _NoSleep:
 
 
 class VirtualNode:
-    """One node, driven step by step. start_ns: UTC at the beginning; seed: of its ids."""
+    """One node, driven step by step. start_ns: UTC at the beginning; seed: of its ids;
+    clock_pace_ns: between two looks at the clocks."""
 
     def __init__(
-        self, start_ns: int = START_NS, *, seed: int = 0, config: Config | None = None
+        self,
+        start_ns: int = START_NS,
+        *,
+        seed: int = 0,
+        config: Config | None = None,
+        clock_pace_ns: int = DAY_NS,
     ) -> None:
         self.clock = VirtualClock(start_ns)
         self._corrected = CorrectedClock(self.clock)
@@ -202,6 +208,7 @@ class VirtualNode:
         self._random = random.Random(seed)
         self._follow_ns = 0
         self.reference: Reference | None = None
+        self._clock_pace_ns = clock_pace_ns
         self._config = config or Config(engine=EngineSection(horizon=DAY_NS))
         self._start()
 
@@ -236,7 +243,7 @@ class VirtualNode:
             Lead(LEAD_NS, LEAD_NS),
             metrics,
             self.log.state().commit,
-            pace=PACE,
+            pace=PACE._replace(clock=self._clock_pace_ns),
         )
         self._loop.step()
 

@@ -160,9 +160,8 @@ cdef class HotSet:
     def backlog_ns(
         self, uint64_t from_tick, uint32_t ticks, int64_t cost_ns, int64_t tick_ns
     ) -> int:
-        """By how much the timers due in the next `ticks` would be late at the worst, if each cost
-        `cost_ns` and the first began at `from_tick`. Knows level 0 of the wheel; what was cancelled
-        there may count. 1 ns a tick."""
+        """How late the timers due in `ticks` would be at the worst, if each cost `cost_ns`, from
+        `from_tick` on. Knows level 0 of the wheel; what was cancelled may count. 1 ns a tick."""
         cdef Level *level = &self.wheel.levels[0]
         cdef int64_t due_ns = 0, done_ns = 0, late_ns = 0
         cdef uint64_t tick
@@ -171,6 +170,20 @@ cdef class HotSet:
             late_ns = max(late_ns, done_ns - due_ns)
             due_ns += tick_ns
         return late_ns
+
+    def must_begin(
+        self, int64_t now_ns, uint32_t ticks, int64_t cost_ns, int64_t tick_ns, int64_t lead_ns
+    ) -> int:
+        """The last tick of `ticks` to come that must be begun with now, so that all that is due up
+        to it is decided `lead_ns` before it; 0 for none."""
+        cdef Level *level = &self.wheel.levels[0]
+        cdef int64_t done_ns = lead_ns
+        cdef uint64_t tick, first = now_ns // tick_ns, last = 0
+        for tick in range(first, first + ticks):
+            done_ns += level.slots[tick & level.mask].count * cost_ns
+            if done_ns >= <int64_t>tick * tick_ns - now_ns:
+                last = tick
+        return last
 
     def advance(self, uint64_t now_tick, uint32_t limit) -> list:
         """Take at most `limit` timers that are due at `now_tick` off the wheel; their ids, in the
@@ -297,8 +310,7 @@ cdef class HotSet:
         madvise(self.bucket_region.base, self.bucket_region.committed, MADV_DONTNEED)
         madvise(self.slab_region.base, self.slab_region.committed, MADV_DONTNEED)
         self.high = 1
-        self.free_head = 0
-        self.count = self.count_newer = self.buckets_split = self.sweep_at = 0
+        self.free_head = self.count = self.count_newer = self.buckets_split = self.sweep_at = 0
         self.buckets_mask = BUCKETS_MIN - 1
         self.swept_seq = self.sweep_seq = 0
 
@@ -391,8 +403,7 @@ cdef class HotSet:
         self.count -= 1
         if self.count == 0:
             # Begin again at the front, so that rounds over the slab are short after a peak.
-            self.high = 1
-            self.free_head = 0
+            self.high, self.free_head = 1, 0
         return 0
 
     cdef int arm_entry(self, uint32_t index, uint64_t due_tick) except -1:
