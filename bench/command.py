@@ -9,12 +9,14 @@ from typing import Any
 
 from bench import plot, report
 
-ALL = ("wheel", "store", "turn", "node", "jitter")
+ALL = ("wheel", "store", "turn", "node", "jitter")  # `peers` needs servers of others
+README = report.ROOT / "bench" / "README.md"
 
 
 def run(what: str, *, small: bool, out: Path | None) -> dict[str, Any]:
     """Run one bench or all; results go to `out`, by default bench/results unless small."""
-    if out is None and not small:
+    kept = out is None and not small
+    if kept:
         out = report.ROOT / "bench" / "results"
     found: dict[str, Any] = {}
     for name in ALL if what == "all" else (what,):
@@ -31,4 +33,22 @@ def run(what: str, *, small: bool, out: Path | None) -> dict[str, Any]:
             print(f"  written to {out}")
         else:
             print(page or json.dumps(found[name], indent=1))
+        if hasattr(bench, "readme_table"):
+            text = bench.readme_table(found[name])
+            print(text)
+            if kept:
+                README.write_text(between(README.read_text(), name, text))
     return found
+
+
+def between(page: str, name: str, text: str) -> str:
+    """The page with what lies between `<!-- name -->` and `<!-- /name -->` replaced.
+
+    Raises ValueError when it has no such markers.
+    """
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = page.partition(opening)
+    _, ended, after = rest.partition(closing)
+    if not found or not ended:
+        raise ValueError(f"bench/README.md has no {opening} ... {closing}")
+    return f"{before}{opening}\n{text}\n{closing}{after}"

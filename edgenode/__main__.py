@@ -100,13 +100,16 @@ def demo_command(seconds: float) -> None:
 
 
 @cli.command("bench")
-@click.argument("what", type=click.Choice(["wheel", "store", "turn", "node", "jitter", "all"]))
+@click.argument(
+    "what", type=click.Choice(["wheel", "store", "turn", "node", "jitter", "peers", "all"])
+)
 @click.option("--small", is_flag=True, help="End within seconds: to see that it runs.")
 @click.option("--out", metavar="DIR", help="Write WHAT.json, its plot and its page there.")
 def bench_command(what: str, small: bool, out: str | None) -> None:
     """Measure the wheel, the store, the turn, a whole node, or how late it fires, on this machine.
 
-    Fails if a timer fired early.
+    `peers` runs the same work on other timer services, as far as they are installed; it is not
+    part of `all`. Fails if a timer fired early.
     """
     from bench.command import run
 
