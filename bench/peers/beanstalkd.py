@@ -43,7 +43,7 @@ class Beanstalkd:
     name: str
     ack: str
     fsync_ms: int | None  # -f; None: its default, 50
-    stages: tuple[str, ...] = ("creates", "lateness", "herd", "size", "kill")
+    creates_only: bool = False
     victims: tuple[str, ...] = ("store", "worker")
     port: int = field(default_factory=free_port)
     _server: Popen[bytes] | None = None

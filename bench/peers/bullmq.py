@@ -70,7 +70,7 @@ class Bullmq:
 
     name: str = "BullMQ"
     ack: str = "<= 1 s behind"
-    stages: tuple[str, ...] = ("creates", "lateness", "herd", "size", "kill")
+    creates_only: bool = False
     victims: tuple[str, ...] = ("store", "worker")
     port: int = field(default_factory=free_port)
     _installed: tempfile.TemporaryDirectory[str] | None = None

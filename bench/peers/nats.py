@@ -42,6 +42,7 @@ STREAM = {
     "retention": "limits",
     "num_replicas": 1,
     "allow_msg_schedules": True,
+    "allow_atomic": True,
 }
 CONSUMER = {
     "stream_name": "T",
@@ -58,13 +59,26 @@ CONSUMER = {
 }
 
 
-def publish(timer: Timer) -> bytes:
-    """The schedule of a timer, with an inbox for the acknowledgement."""
+def publish(timer: Timer, inbox: bytes = b" _I.p", batch: bytes = b"") -> bytes:
+    """The schedule of a timer; where its acknowledgement goes; headers of a batch."""
     at = instant(timer.due_ns).encode()
-    head = b"NATS/1.0\r\nNats-Schedule: @at %s\r\nNats-Schedule-Target: d.t\r\n\r\n" % at
+    schedule = b"Nats-Schedule: @at %s\r\nNats-Schedule-Target: d.t\r\n" % at
+    head = b"NATS/1.0\r\n%s%s\r\n" % (batch, schedule)
     body = body_of(timer)
     size = len(head) + len(body)
-    return b"HPUB s.%d _I.p %d %d\r\n%s%s\r\n" % (timer.key, len(head), size, head, body)
+    return b"HPUB s.%d%s %d %d\r\n%s%s\r\n" % (timer.key, inbox, len(head), size, head, body)
+
+
+def publish_batch(timers: Sequence[Timer]) -> bytes:
+    """All of them as one atomic batch: one acknowledgement, to the last."""
+    name = b"%d-%d" % (timers[0].key, time.time_ns())
+    parts = []
+    for sequence, timer in enumerate(timers, 1):
+        batch = b"Nats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n" % (name, sequence)
+        last = sequence == len(timers)
+        commit = b"Nats-Batch-Commit: 1\r\n" if last else b""
+        parts.append(publish(timer, b" _I.p" if last else b"", batch + commit))
+    return b"".join(parts)
 
 
 def stored(message: Message) -> int:
@@ -94,7 +108,8 @@ class Nats:
     name: str
     ack: str
     sync: str  # sync_interval: always, or a duration
-    stages: tuple[str, ...] = ("creates", "lateness", "herd", "size", "kill")
+    batched: bool = False  # atomic batches of a whole run, in place of single messages
+    creates_only: bool = False
     victims: tuple[str, ...] = ("store", "worker")
     port: int = field(default_factory=free_port)
     _server: Popen[bytes] | None = None
@@ -134,11 +149,15 @@ class Nats:
             time.sleep(0.1)
 
     def create(self, timers: Sequence[Timer]) -> float:
-        """Runs of 500 messages, 8 in flight, one connection."""
+        """Runs of 500 messages, or batches, 8 in flight, one connection."""
         runs = list(chunks(timers, PIPELINE))
-        requests = [b"".join(map(publish, run)) for run in runs]
+        if self.batched:
+            requests, answers = [publish_batch(run) for run in runs], [1] * len(runs)
+        else:
+            requests = [b"".join(map(publish, run)) for run in runs]
+            answers = [len(run) for run in runs]
         stream = Stream(self.port, Frames(nats, stored), CONNECT + b"SUB _I.p 1\r\n")
-        return pump([stream], requests, answers=[len(run) for run in runs], in_flight=IN_FLIGHT)
+        return pump([stream], requests, answers=answers, in_flight=IN_FLIGHT)
 
     def work(self, ledger: Path) -> Popen[bytes]:
         """A push consumer's subscriber."""

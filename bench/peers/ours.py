@@ -55,7 +55,7 @@ class Minoots:
     single: bool = False  # one timer a request
     relative: bool = False  # `after` in place of `at`: cheaper to decide, for creates only
     ack: str = "fsync"
-    stages: tuple[str, ...] = ("creates", "lateness", "herd", "size", "kill")
+    creates_only: bool = False
     victims: tuple[str, ...] = ("store",)
     port: int = field(default_factory=free_port)
     _stream_port: int = field(default_factory=free_port)

@@ -49,7 +49,7 @@ class Peer(Protocol):
 
     name: str
     ack: str  # what an acknowledgement means, in words
-    stages: tuple[str, ...]  # which workloads are run on it
+    creates_only: bool  # another way to create, no other workload
     victims: tuple[str, ...]  # what is killed: its store, its worker
 
     def start(self, folder: Path) -> None:

@@ -142,7 +142,7 @@ class Postgresql:
 
     name: str = "PostgreSQL, SKIP LOCKED, 100 ms poll"
     ack: str = "fsync"
-    stages: tuple[str, ...] = ("creates", "lateness", "herd", "size", "kill")
+    creates_only: bool = False
     victims: tuple[str, ...] = ("store", "worker")
     port: int = field(default_factory=free_port)
     _server: Popen[bytes] | None = None

@@ -76,7 +76,7 @@ class Redis:
     ack: str
     fsync: str  # appendfsync: always, everysec
     variadic: bool = False  # ZADD and MSET of a whole pipeline
-    stages: tuple[str, ...] = ("creates", "lateness", "herd", "size", "kill")
+    creates_only: bool = False
     victims: tuple[str, ...] = ("store", "worker")
     port: int = field(default_factory=free_port)
     _server: Popen[bytes] | None = None

@@ -252,7 +252,7 @@ def test_an_absent_peer_is_skipped_and_says_what_to_install(
 
 
 def test_minoots_through_the_interface(capsys: pytest.CaptureFixture[str]) -> None:
-    single = Minoots("single", single=True, stages=("creates",))
+    single = Minoots("single", single=True, creates_only=True)
     result = compare.compare([Minoots(compare.OURS), single], TINY)
     ours = result["peers"][compare.OURS]
     assert ours["creates_per_second"] > 0
