@@ -159,6 +159,19 @@ def test_requests_are_framed_and_rounded_up() -> None:
     assert len(rest) == sizes[1] + 2
 
 
+def test_a_batch_of_nats_is_acknowledged_at_its_last_message() -> None:
+    batch = nats.publish_batch([Timer(1, NS), Timer(2, NS)])
+    first, last = [b"HPUB" + part for part in batch.split(b"HPUB")[1:]]
+    assert first.startswith(b"HPUB s.1 ")
+    assert last.startswith(b"HPUB s.2 _I.p ")
+    assert (first.count(b"Batch-Commit"), last.count(b"Batch-Commit: 1\r\n")) == (0, 1)
+    assert b"Nats-Batch-Sequence: 1\r\n" in first
+    assert b"Nats-Batch-Sequence: 2\r\n" in last
+    for message in (first, last):
+        head, _, rest = message.partition(b"\r\n")
+        assert len(rest) == int(head.split()[-1]) + 2
+
+
 def test_both_ways_to_drive_redis_store_the_same() -> None:
     timers = [Timer(1, NS), Timer(2, NS)]
     single, answers = redis.one_by_one(timers)
