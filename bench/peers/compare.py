@@ -366,23 +366,45 @@ def _row(name: str, one: dict[str, Any]) -> str:
     if "skipped" in one:
         return f"| {name} | skipped: {one['skipped'].splitlines()[0][:100]} | | | | | | |"
     cells = [name, one["ack"], f"{one['creates_per_second']:,}"]
-    cells.append(_late(one.get("lateness")))
-    cells.append(f"{one['herd']['lateness_ms']['max'] / 1000:.2f}" if "herd" in one else "-")
-    size = one.get("size")
-    cells.append(
-        f"{size['memory_bytes_a_timer']:,} / {size['disk_bytes_a_timer']:,}" if size else "-"
-    )
-    for victim in ("store", "worker"):
-        killed = one.get(f"killed {victim}")
-        cells.append(f"{killed['missing']} / {killed['duplicated']}" if killed else "-")
+    for stage, show in (
+        ("lateness", _late),
+        ("herd", _last),
+        ("size", _bytes),
+        ("killed store", _killed),
+        ("killed worker", _killed),
+    ):
+        workload = "lateness" if stage == "herd" else stage  # a herd fails with it
+        failed = "failed" if f"{workload} failed" in one else "-"
+        cells.append(show(one[stage]) if stage in one else failed)
     return f"| {' | '.join(cells)} |"
 
 
-def _late(one: dict[str, Any] | None) -> str:
-    if one is None:
-        return "-"
-    text = f"{one['lateness_ms']['p50']:,.2f} / {one['lateness_ms']['p99']:,.2f}"
-    return text if one["heard"] == one["timers"] else f"{text} ({one['heard']:,} heard)"
+def _late(one: dict[str, Any]) -> str:
+    return f"{one['lateness_ms']['p50']:,.2f} / {one['lateness_ms']['p99']:,.2f}{_doubts(one)}"
+
+
+def _last(one: dict[str, Any]) -> str:
+    return f"{one['lateness_ms']['max'] / 1000:.2f}{_doubts(one)}"
+
+
+def _bytes(one: dict[str, Any]) -> str:
+    return f"{one['memory_bytes_a_timer']:,} / {one['disk_bytes_a_timer']:,}"
+
+
+def _killed(one: dict[str, Any]) -> str:
+    return f"{one['missing']} / {one['duplicated']}{_doubts(one)}"
+
+
+def _doubts(one: dict[str, Any]) -> str:
+    """What a reader must know beside the figure; mostly nothing."""
+    said = []
+    if one.get("heard", 0) != one.get("timers", 0):
+        said.append(f"{one['heard']:,} of {one['timers']:,} came")
+    if one["early"]:
+        said.append(f"{one['early']:,} early")
+    if not one["scheduled_in_time"]:
+        said.append("scheduled late")
+    return f" ({', '.join(said)})" if said else ""
 
 
 def readme_table(result: dict[str, Any]) -> str:

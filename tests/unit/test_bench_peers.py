@@ -280,6 +280,15 @@ def test_minoots_through_the_interface(capsys: pytest.CaptureFixture[str]) -> No
     assert f"| {compare.OURS} | fsync |" in compare.readme_table(result)
 
 
+def test_a_row_says_what_a_figure_hides() -> None:
+    heard: dict[str, Any] = {"timers": 10, "heard": 9, "early": 1, "scheduled_in_time": False}
+    heard["lateness_ms"] = {"p50": 1.0, "p99": 2.0, "max": 3000.0}
+    one = {"ack": "fsync", "creates_per_second": 1234, "lateness": heard, "size failed": "gone"}
+    row = compare.readme_table({"machine": machine(), "ratios": {}, "peers": {"x": one}})
+    late = "1.00 / 2.00 (9 of 10 came, 1 early, scheduled late)"
+    assert row.splitlines()[-1] == f"| x | fsync | 1,234 | {late} | - | failed | - | - |"
+
+
 def test_a_table_replaces_the_one_before_and_nothing_else() -> None:
     page = "a\n<!-- peers -->\nold\n<!-- /peers -->\nb\n"
     assert between(page, "peers", "new") == "a\n<!-- peers -->\nnew\n<!-- /peers -->\nb\n"
