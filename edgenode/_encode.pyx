@@ -14,6 +14,8 @@ from libc.string cimport memcpy
 
 import cython
 
+from engine._record cimport big_endian
+
 from edgenode import encode as _names
 from engine import record as _record
 from engine.record import Kind as _Kind
@@ -32,6 +34,8 @@ cdef enum:
     STEADY = 0
     LATE = 3
     FIXED_MAX = 1200  # more than all members of fixed size take
+    ID_TEXT = 30
+    ROOM = 6144  # on the stack, for what is put together; what is larger gets memory of its own
 
 assert (HEAD, IMAGE, BLOB, HAS_IMAGE, MISFIRE, STEADY) == (
     _record.EVENT_HEAD_BYTES,
@@ -90,45 +94,84 @@ cdef inline char* put_text(char* to, bytes text):
     return put(to, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
 
 
-cdef char* put_number(char* to, uint64_t number, int width) noexcept nogil:
-    """Decimal, with zeros in front up to `width`."""
-    cdef char digits[24]
-    cdef int count = 0
-    while number or not count or count < width:
-        digits[count] = <char>(48 + number % 10)
-        number //= 10
-        count += 1
-    while count:
-        count -= 1
-        to[0] = digits[count]
-        to += 1
-    return to
+# All numbers of two digits, and all pairs of base32 digits.
+cdef char[200] TENS
+cdef char[2048] PAIRS
+
+
+cdef void fill_tables() noexcept:
+    cdef int k
+    for k in range(100):
+        TENS[2 * k], TENS[2 * k + 1] = <char>(48 + k // 10), <char>(48 + k % 10)
+    for k in range(1024):
+        PAIRS[2 * k], PAIRS[2 * k + 1] = DIGITS[k >> 5], DIGITS[k & 31]
+
+
+fill_tables()
+
+
+cdef inline char* put_two(char* to, uint32_t number) noexcept nogil:
+    memcpy(to, &TENS[2 * number], 2)
+    return to + 2
+
+
+cdef char* put_number(char* to, uint64_t number) noexcept nogil:
+    """Decimal."""
+    cdef char[24] digits
+    cdef int at = 24
+    while number >= 100:
+        at -= 2
+        memcpy(&digits[at], &TENS[2 * (number % 100)], 2)
+        number //= 100
+    if number >= 10:
+        at -= 2
+        memcpy(&digits[at], &TENS[2 * number], 2)
+    else:
+        at -= 1
+        digits[at] = <char>(48 + number)
+    return put(to, &digits[at], 24 - at)
+
+
+cdef char* put_sequence(char* to, uint64_t number) noexcept nogil:
+    """Decimal in 20 digits, zeros in front."""
+    cdef int at
+    for at in range(18, -1, -2):
+        memcpy(to + at, &TENS[2 * (number % 100)], 2)
+        number //= 100
+    return to + 20
 
 
 cdef char* put_instant(char* to, int64_t at_ns) noexcept nogil:
     """RFC 3339 UTC with nanoseconds. Civil date from days by eras of 400 years from 1 March 0000."""
-    cdef uint64_t ns = <uint64_t>at_ns
-    cdef uint64_t seconds = ns // 1000000000
-    cdef uint64_t days = seconds // 86400 + 719468
-    cdef uint64_t second = seconds % 86400
-    cdef uint64_t era = days // 146097
-    cdef uint64_t day = days % 146097
-    cdef uint64_t year = (day - day // 1460 + day // 36524 - day // 146096) // 365
-    cdef uint64_t of_year = day - (365 * year + year // 4 - year // 100)
-    cdef uint64_t month = (5 * of_year + 2) // 153
-    to = put_number(to, year + era * 400 + (1 if month >= 10 else 0), 4)
+    cdef uint64_t seconds = <uint64_t>at_ns // 1000000000
+    cdef uint32_t ns = <uint32_t>(<uint64_t>at_ns - seconds * 1000000000)
+    cdef uint32_t days = <uint32_t>(seconds // 86400)
+    cdef uint32_t second = <uint32_t>(seconds - <uint64_t>days * 86400)
+    cdef uint32_t era, day, year, of_year, month
+    days += 719468
+    era = days // 146097
+    day = days % 146097
+    year = (day - day // 1460 + day // 36524 - day // 146096) // 365
+    of_year = day - (365 * year + year // 4 - year // 100)
+    month = (5 * of_year + 2) // 153
+    year += era * 400 + (1 if month >= 10 else 0)
+    to = put_two(put_two(to, year // 100), year % 100)
     to[0] = 45
-    to = put_number(to + 1, month + 3 if month < 10 else month - 9, 2)
+    to = put_two(to + 1, month + 3 if month < 10 else month - 9)
     to[0] = 45
-    to = put_number(to + 1, of_year - (153 * month + 2) // 5 + 1, 2)
+    to = put_two(to + 1, of_year - (153 * month + 2) // 5 + 1)
     to[0] = 84
-    to = put_number(to + 1, second // 3600, 2)
+    to = put_two(to + 1, second // 3600)
     to[0] = 58
-    to = put_number(to + 1, second // 60 % 60, 2)
+    to = put_two(to + 1, second // 60 % 60)
     to[0] = 58
-    to = put_number(to + 1, second % 60, 2)
+    to = put_two(to + 1, second % 60)
     to[0] = 46
-    to = put_number(to + 1, ns % 1000000000, 9)
+    to[1] = <char>(48 + ns // 100000000)
+    to = put_two(to + 2, ns // 1000000 % 100)
+    to = put_two(to, ns // 10000 % 100)
+    to = put_two(to, ns // 100 % 100)
+    to = put_two(to, ns % 100)
     to[0] = 90
     return to + 1
 
@@ -136,20 +179,15 @@ cdef char* put_instant(char* to, int64_t at_ns) noexcept nogil:
 @cython.overflowcheck(False)  # bits leave at the top on purpose
 cdef char* put_id(char* to, const char* id) noexcept nogil:
     """`tmr_` and Crockford's base32 of 128 bits, 26 digits, the first of three bits."""
-    cdef uint64_t high = 0, low = 0
-    cdef int i, shift
-    for i in range(8):
-        high = high << 8 | <uint8_t>id[i]
-        low = low << 8 | <uint8_t>id[8 + i]
+    cdef uint64_t high = big_endian(u64(id)), low = big_endian(u64(id + 8))
+    cdef int pair
     to = put(to, "tmr_", 4)
-    for i in range(26):
-        shift = 125 - 5 * i
-        if shift >= 64:
-            to[i] = DIGITS[high >> (shift - 64) & 31]
-        elif shift > 59:
-            to[i] = DIGITS[(low >> shift | high << (64 - shift)) & 31]
-        else:
-            to[i] = DIGITS[low >> shift & 31]
+    # Thirteen pairs of ten bits each; the seventh has bits of both words.
+    for pair in range(6):
+        memcpy(to + 2 * pair, &PAIRS[2 * (high >> (56 - 10 * pair) & 1023)], 2)
+    memcpy(to + 12, &PAIRS[2 * ((low >> 60 | high << 4) & 1023)], 2)
+    for pair in range(6):
+        memcpy(to + 14 + 2 * pair, &PAIRS[2 * (low >> (50 - 10 * pair) & 1023)], 2)
     return to + 26
 
 
@@ -207,11 +245,6 @@ cdef int read_parts(Parts* parts, const char* blob, size_t size) except -1:
     return 0
 
 
-cdef bytes finish(bytes made, char* end):
-    """What was written of a buffer."""
-    return made[: end - PyBytes_AS_STRING(made)]
-
-
 _STATES = [_names.STATE_NAMES.get(state, "").encode() for state in range(8)]
 _REASONS = [_names.REASON_NAMES.get(reason, "").encode() for reason in range(16)]
 _FIRES = frozenset({_Kind.EXPIRED, _Kind.SKIPPED, _Kind.LATE})
@@ -220,9 +253,6 @@ _FIRES = frozenset({_Kind.EXPIRED, _Kind.SKIPPED, _Kind.LATE})
 @cython.final
 cdef class Encoder:
     """Makes the JSON of one node's views and events."""
-
-    cdef bytes tenant, id_prefix, view_tenant, epoch_tenant, dedupe
-    cdef dict types, topics
 
     def __init__(self, str node_id, str tenant, uint64_t epoch) -> None:
         source = f'"source":"minoots://{node_id}/{tenant}",'
@@ -246,29 +276,33 @@ cdef class Encoder:
         a live frame has it in its stamp. Raises ValueError for a record that does not add up."""
         cdef const char* raw = PyBytes_AS_STRING(data)
         cdef size_t size = PyBytes_GET_SIZE(data)
-        cdef bytes made
+        cdef char[ROOM] room
+        cdef char* start = room
+        cdef bytes larger
         cdef char* to
         if size < HEAD or (u16(raw + 6) & HAS_IMAGE and size < HEAD + IMAGE):
             raise ValueError(f"event {seq} is cut short at {size} bytes")
-        made = PyBytes_FromStringAndSize(NULL, FIXED_MAX + 2 * size)
-        to = self.put_head(PyBytes_AS_STRING(made), seq, raw)
+        if FIXED_MAX + 2 * size > ROOM:
+            larger = PyBytes_FromStringAndSize(NULL, FIXED_MAX + 2 * size)
+            start = PyBytes_AS_STRING(larger)
+        to = self.put_head(start, seq, raw)
         if u16(raw + 6) & HAS_IMAGE:
             to = self.put_timer(to, raw, size, fired_ns, attempt)
         else:
             to = put(to, '"data":', 7)
             to = put(to, raw + HEAD, size - HEAD)
         to[0] = 125
-        return finish(made, to + 1)
+        return PyBytes_FromStringAndSize(start, to + 1 - start)
 
     cdef char* put_head(self, char* to, uint64_t seq, const char* raw) except NULL:
         cdef int kind = <uint8_t>raw[5]
         cdef int64_t at_ns = i64(raw + 8), due_ns = i64(raw + 24)
         to = put_text(to, self.id_prefix)
-        to = put_number(to, seq, 1)
+        to = put_number(to, seq)
         to = put_text(to, <bytes>self.types[kind])
         to = put_instant(to, max(at_ns, due_ns) if kind in _FIRES else at_ns)
         to = put(to, '","datacontenttype":"application/json","sequence":"', 51)
-        to = put_number(to, seq, 20)
+        to = put_sequence(to, seq)
         return put_text(to, self.epoch_tenant)
 
     cdef char* put_timer(
@@ -277,22 +311,24 @@ cdef class Encoder:
         cdef const char* image = raw + HEAD
         cdef int64_t due_ns = i64(raw + 24)
         cdef uint32_t occurrence = u32(raw + 32)
+        cdef char[ID_TEXT] id_text
         cdef Parts parts
         if <uint8_t>raw[5] == LATE:
             fired_ns = i64(raw + 8)  # it is told of that instant
         read_parts(&parts, image + IMAGE, size - HEAD - IMAGE)
         to = put(to, '"subject":"', 11)
-        to = put_id(to, image)
+        put_id(id_text, image)
+        to = put(to, id_text, ID_TEXT)
         to = put_text(to, self.dedupe)
-        to = put_id(to, image)
+        to = put(to, id_text, ID_TEXT)
         to[0] = 47
-        to = put_number(to + 1, occurrence, 1)
+        to = put_number(to + 1, occurrence)
         to = put(to, '","attempt":', 12)
-        to = put_number(to, attempt, 1)
+        to = put_number(to, attempt)
         to = put(to, ',"data":{"timer_id":"', 21)
-        to = put_id(to, image)
+        to = put(to, id_text, ID_TEXT)
         to = put(to, '","occurrence":', 15)
-        to = put_number(to, occurrence, 1)
+        to = put_number(to, occurrence)
         if due_ns:
             to = put(to, ',"due":"', 8)
             to = put_instant(to, due_ns)
@@ -301,7 +337,7 @@ cdef class Encoder:
             to = put(to, ',"fired":"', 10)
             to = put_instant(to, fired_ns)
             to = put(to, '","lateness_us":', 16)
-            to = put_number(to, max(fired_ns - due_ns, 0) // 1000, 1)
+            to = put_number(to, max(fired_ns - due_ns, 0) // 1000)
         if <uint8_t>raw[5] in _FIRES:
             if u16(raw + 6) & MISFIRE:
                 to = put(to, ',"misfire":true', 15)
@@ -324,24 +360,38 @@ cdef class Encoder:
 
         shift_ns: UTC minus steady. position: `armed` or `firing` where that is what the timer is.
         Raises ValueError for bytes that do not add up."""
-        cdef const char* image = PyBytes_AS_STRING(raw) + at
         cdef Py_ssize_t size = PyBytes_GET_SIZE(raw) - at
-        cdef int64_t due_ns, left_ns
-        cdef Parts parts
-        cdef bytes made
-        cdef char* to
         if at < 0 or size < IMAGE:
             raise ValueError(f"an image of {size} bytes is cut short")
+        return self.view_at(
+            PyBytes_AS_STRING(raw) + at, size, shift_ns, position.encode() if position else None
+        )
+
+    cdef bytes view_at(self, const char* image, Py_ssize_t size, int64_t shift_ns, bytes state):
+        cdef char[ROOM] room
+        cdef char* start = room
+        cdef bytes larger
+        if FIXED_MAX + 2 * size > ROOM:
+            larger = PyBytes_FromStringAndSize(NULL, FIXED_MAX + 2 * size)
+            start = PyBytes_AS_STRING(larger)
+        return PyBytes_FromStringAndSize(
+            start, self.put_view(start, image, size, shift_ns, state) - start
+        )
+
+    cdef char* put_view(
+        self, char* to, const char* image, Py_ssize_t size, int64_t shift_ns, bytes state
+    ) except NULL:
+        """state: None for what the image says."""
+        cdef int64_t due_ns = i64(image + 24), left_ns = i64(image + 40)
+        cdef Parts parts
         read_parts(&parts, image + IMAGE, size - IMAGE)
-        due_ns, left_ns = i64(image + 24), i64(image + 40)
-        made = PyBytes_FromStringAndSize(NULL, FIXED_MAX + 2 * size)
-        to = put(PyBytes_AS_STRING(made), '{"id":"', 7)
+        to = put(to, '{"id":"', 7)
         to = put_text(put_id(to, image), self.view_tenant)
-        to = put_text(to, position.encode() if position else <bytes>_STATES[<uint8_t>image[66]])
+        to = put_text(to, <bytes>_STATES[<uint8_t>image[66]] if state is None else state)
         to = put(to, '","state_reason":"', 18)
         to = put_text(to, <bytes>_REASONS[<uint8_t>image[68]])
         to = put(to, '","occurrence":', 15)
-        to = put_number(to, u32(image + 56), 1)
+        to = put_number(to, u32(image + 56))
         if due_ns:
             to = put(to, ',"due":"', 8)
             to = put_instant(to, due_ns + (shift_ns if image[67] == STEADY else 0))
@@ -352,7 +402,7 @@ cdef class Encoder:
             to = put(to, ",", 1)
             to = put(to, parts.rest + 1, parts.rest_bytes - 2)
         to = put(to, ',"revision":', 12)
-        to = put_number(to, u32(image + 60), 1)
+        to = put_number(to, u32(image + 60))
         to = put(to, ',"created_at":"', 15)
         to = put_instant(to, i64(image + 32))
         to = put_named(put(to, '",', 2), &parts)
@@ -360,22 +410,27 @@ cdef class Encoder:
         to = put_json(to, parts.schedule, parts.schedule_bytes)
         to = put(to, ',"payload":', 11)
         to = put_json(to, parts.payload, parts.payload_bytes)
-        return finish(made, put(to, "}", 1))
+        return put(to, "}", 1)
 
     def topic(self, bytes data not None) -> bytes:
         """The topic of a record: t/<tenant>/e/<type>/<name, percent-encoded>/<timer id>."""
         cdef const char* raw = PyBytes_AS_STRING(data)
         cdef size_t size = PyBytes_GET_SIZE(data)
         cdef Parts parts
-        cdef bytes made
+        cdef char[ROOM] room
+        cdef char* start = room
+        cdef bytes larger
         cdef char* to
         if size < HEAD or not u16(raw + 6) & HAS_IMAGE or size < HEAD + IMAGE:
             return <bytes>self.topics[data[5]] + b"/"
         read_parts(&parts, raw + HEAD + IMAGE, size - HEAD - IMAGE)
-        made = PyBytes_FromStringAndSize(NULL, 256 + 3 * parts.name_bytes)
-        to = put_text(PyBytes_AS_STRING(made), <bytes>self.topics[<uint8_t>raw[5]])
+        if 256 + 3 * parts.name_bytes > ROOM:
+            larger = PyBytes_FromStringAndSize(NULL, 256 + 3 * parts.name_bytes)
+            start = PyBytes_AS_STRING(larger)
+        to = put_text(start, <bytes>self.topics[<uint8_t>raw[5]])
         to = put_percent(to, parts.name, parts.name_bytes)
-        return finish(made, put_id(put(to, "/", 1), raw + HEAD))
+        to = put_id(put(to, "/", 1), raw + HEAD)
+        return PyBytes_FromStringAndSize(start, to - start)
 
 
 cdef char* put_named(char* to, const Parts* parts) noexcept nogil:
