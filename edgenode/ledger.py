@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from edgenode._draft import write
 from edgenode._encode import Encoder
 from edgenode.call import Answer
 from edgenode.config import Config
@@ -191,12 +192,34 @@ class Ledger:
 
     # ------------------------------------------------------------------------------- writing
 
-    def new_id(self) -> bytes:
-        """A timer id."""
+    def new_id(self, count: int = 1) -> bytes:
+        """A timer id, the first of `count` that are taken: the others count up from it."""
         if self._ids_at is not self.now:
             self.ids.begin(self.now.utc_ns, self.random_bits(54))
             self._ids_at = self.now
-        return self.ids.make()
+        return self.ids.make(count)
+
+    def create_drafts(self, drafts: Sequence[object], at: int, end: int, views: list[bytes]) -> int:
+        """Write `scheduled` for the drafts that stand in a row from `at` on; how many those were.
+
+        The same as `create` for each, in C; their views are added to `views`.
+        """
+        written = write(
+            drafts,
+            at,
+            end,
+            self.new_id,
+            self.events,
+            self.next_seq,
+            self.now,
+            self.horizon_ns,
+            TICK_NS,
+            self.hot,
+            self.encoder,
+            views,
+        )
+        self.live_count += written
+        return written
 
     def create(self, image: Image, blob: bytes, due_utc_ns: int) -> bytes:
         """Write `scheduled` for a new timer, and return the record; `image.seq` is `next_seq`."""

@@ -40,3 +40,39 @@ cdef class HotSet:
     cdef uint32_t disarm_if(self, int scale, uint64_t due_tick) except? 0
     cdef int check_slab(self) except -1
     cdef int check_buckets(self) except -1
+
+
+# What the turn does to each timer that it writes; `HotSet.note`, `arm` and `disarm` are these.
+
+
+cdef inline int note_newer(
+    HotSet hot, const uint64_t *id, uint64_t seq, int64_t due_ns, uint8_t scale
+) except -1:
+    """seq: from 1."""
+    cdef Entry *entry = &hot.slab[hot.find_or_add(id)]
+    hot.count_newer += entry.seq == 0
+    entry.seq = seq
+    entry.due_ns = due_ns
+    entry.scale = scale
+    # The log must not be trimmed up to a record that is being pointed to.
+    if seq <= hot.swept_seq or seq <= hot.sweep_seq:
+        hot.swept_seq = min(hot.swept_seq, seq - 1)
+        hot.sweep_seq = min(hot.sweep_seq, seq - 1)
+    return 0
+
+
+cdef inline int arm_anew(HotSet hot, const uint64_t *id, uint64_t due_tick) except -1:
+    cdef uint32_t index = hot.find_or_add(id)
+    if hot.slab[index].handle:
+        hot.disarm_entry(index)
+    return hot.arm_entry(index, due_tick)
+
+
+cdef inline int disarm_again(HotSet hot, const uint64_t *id) except -1:
+    """1 if it was armed."""
+    cdef uint32_t index = hot.find(id)
+    if index == 0 or hot.slab[index].handle == 0:
+        return 0
+    hot.disarm_entry(index)
+    hot.put_back(index)
+    return 1

@@ -117,15 +117,7 @@ cdef class HotSet:
         """
         if seq == 0:
             raise ValueError("seq is 0; the log's records are numbered from 1")
-        cdef Entry *entry = &self.slab[self.find_or_add(id_words(id))]
-        self.count_newer += entry.seq == 0
-        entry.seq = seq
-        entry.due_ns = due_ns
-        entry.scale = scale
-        # The log must not be trimmed up to a record that is being pointed to.
-        if seq <= self.swept_seq or seq <= self.sweep_seq:
-            self.swept_seq = min(self.swept_seq, seq - 1)
-            self.sweep_seq = min(self.sweep_seq, seq - 1)
+        note_newer(self, id_words(id), seq, due_ns, scale)
 
     def get(self, bytes id not None):
         """(seq, due_ns, scale, armed) of a timer, None if it is not here; seq 0: the tables have
@@ -138,19 +130,11 @@ cdef class HotSet:
 
     def arm(self, bytes id not None, uint64_t due_tick) -> None:
         """Arm a timer, or arm it anew. Raises WheelFull; it is then not armed. O(1)."""
-        cdef uint32_t index = self.find_or_add(id_words(id))
-        if self.slab[index].handle:
-            self.disarm_entry(index)
-        self.arm_entry(index, due_tick)
+        arm_anew(self, id_words(id), due_tick)
 
     def disarm(self, bytes id not None) -> bool:
         """Take a timer off the wheel; False if it is not there. O(1)."""
-        cdef uint32_t index = self.find(id_words(id))
-        if index == 0 or self.slab[index].handle == 0:
-            return False
-        self.disarm_entry(index)
-        self.put_back(index)
-        return True
+        return disarm_again(self, id_words(id)) != 0
 
     def next_tick(self):
         """When to advance next; None while nothing is armed."""

@@ -193,9 +193,12 @@ class IdMaker:
         self._low4 = number & 0xF00000
         self._count = 0
 
-    def make(self) -> bytes:
-        """The next id; after COUNT_MAX in one turn, an AssertionError."""
-        count = self._count
-        assert count < self.COUNT_MAX, "more ids in one turn than the counter holds"
-        self._count = count + 1
-        return self._high + (self._low4 | count).to_bytes(3, "big")
+    def make(self, count: int = 1) -> bytes:
+        """The next id, of `count` that differ from it in the last 20 bits alone, counting up.
+
+        After COUNT_MAX in one turn, an AssertionError.
+        """
+        first = self._count
+        assert first + count <= self.COUNT_MAX, "more ids in one turn than the counter holds"
+        self._count = first + count
+        return self._high + (self._low4 | first).to_bytes(3, "big")
