@@ -17,6 +17,7 @@ from edgenode._encode cimport Encoder
 from edgenode._plain cimport (
     KIND_AFTER, Plain, Span, is_word, read_definition, read_text, skip_space, skip_value,
 )
+from engine._blake cimport name_hash
 from engine._crc cimport crc32
 from engine._hot cimport HotSet, arm_anew, note_newer
 from engine._record cimport (
@@ -27,7 +28,6 @@ from engine._record cimport (
 import msgspec
 
 from edgenode import definitions as _definitions
-from engine.record import name_hash as _name_hash
 from minoots.wire.bodies import SCHEDULE_MANY_MAX as _SCHEDULE_MANY_MAX
 
 cdef enum:
@@ -119,7 +119,7 @@ cdef bytes draft_of(const Plain* asked, const Terms* terms):
     image.due_ns = asked.when_ns + (terms.steady_ns if after else 0)
     event.due_ns = image.due_ns + (terms.shift_ns if after else 0)
     image.created_ns = terms.utc_ns
-    image.name_hash = hash_of(&asked.name)
+    image.name_hash = name_hash(asked.name.at, asked.name.size, 0)
     image.state = STATE_SCHEDULED
     image.scale = SCALE_STEADY if after else SCALE_WALL
     to = put(to + sizeof(EventHead) + sizeof(Image), &head, sizeof(head))
@@ -132,10 +132,6 @@ cdef bytes draft_of(const Plain* asked, const Terms* terms):
     else:
         put(to, "null", 4)
     return made
-
-
-cdef uint64_t hash_of(const Span* name) except? 0:
-    return _name_hash(name.at[: name.size]) if name.size else 0
 
 
 cdef char* put_labels(char* to, const Plain* asked) noexcept nogil:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import record
+from engine._blake import name_hash_of
 from engine._crc import crc32_of
 from engine.errors import StoreCorrupt, StoreTooNew
 from engine.record import Image, Kind, Note, Scale
@@ -111,6 +112,12 @@ def test_names_hash_by_tenant_and_never_to_nothing() -> None:
     assert record.name_hash(b"") == 0
     assert record.name_hash(b"tea") != record.name_hash(b"tea", 1)
     assert record.name_hash(b"tea") == record.name_hash(b"tea") != 0
+
+
+@given(st.binary(max_size=400), st.integers(0, 0xFFFF))
+def test_c_hashes_names_alike(name: bytes, tenant: int) -> None:
+    for whole in (name, name[:128], name[:129]):
+        assert name_hash_of(whole, tenant) == record.name_hash(whole, tenant)
 
 
 def test_the_chain_covers_everything() -> None:
