@@ -41,7 +41,7 @@ USUAL_BYTES_MAX = 128
 
 class Call(msgspec.Struct, gc=False):
     """A request as a verb sees it. door: the index of the door it came in by. peer: who asked, the
-    first frame of the answer."""
+    first frame of the answer. key: what its idempotency key is kept under, once that is asked."""
 
     door: int
     peer: bytes
@@ -50,6 +50,7 @@ class Call(msgspec.Struct, gc=False):
     body: bytes
     principal: Principal
     now: Now
+    key: bytes = b""
 
     def read(self, decoder: msgspec.json.Decoder[_T]) -> _T:
         """The body, decoded and checked. Raises Refused."""

@@ -14,9 +14,11 @@ from minoots.wire.problems import refusal
 
 
 def key_of(call: Call) -> bytes:
-    """The 16 bytes that a key is kept under."""
+    """The 16 bytes that a key is kept under; made once a call."""
     assert call.header.idem is not None
-    return digest(call.principal.tenant.encode(), call.header.idem.encode())
+    if not call.key:
+        call.key = digest(call.principal.tenant.encode(), call.header.idem.encode())
+    return call.key
 
 
 def body_hash(call: Call) -> bytes:
