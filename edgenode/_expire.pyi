@@ -14,4 +14,5 @@ def expire(
     misfire_after_ns: int,
     serving_since_ns: int,
     horizon_ns: int,
-) -> int: ...
+    wall_held: bool,
+) -> tuple[int, bool, bool] | None: ...

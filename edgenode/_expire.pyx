@@ -133,6 +133,8 @@ cdef int advance(Image* image, const Rule* rule, const Instant* now) noexcept no
         due_ns += rule.interval_ns
     else:
         behind = floor_div(now.steady_ns - rule.anchor_ns, rule.interval_ns)
+        if behind > UINT32_MAX:
+            return 0
         number = max(number, rule.first + behind + 1)
         steps = number - rule.first
         if steps < 0 or steps > (INT64_MAX - rule.anchor_ns) // rule.interval_ns:

@@ -1,1 +1,3 @@
 def is_plain_json(text: bytes) -> bool: ...
+
+__pyx_capi__: dict[str, object]

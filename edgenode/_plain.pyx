@@ -6,7 +6,7 @@ in texts without escapes. Whatever else there is, faults above all, gives NULL h
 would have taken alike (tests/unit/test_draft.py holds both against each other).
 
 The bytes are UTF-8, as `call.read` has made sure. Every payload that is taken is JSON by RFC 8259
-and nothing that other readers stumble over: no `\\u`, no long digits, no deep nesting.
+and nothing that other readers stumble over: no escaped surrogates, no long digits, no deep nesting.
 """
 
 from libc.stdint cimport uint8_t
@@ -79,14 +79,38 @@ cdef const char* skip_text(const char* at, const char* end) noexcept nogil:
     while at < end and at[0] != b'"':
         if <uint8_t>at[0] < 32:
             return NULL
-        if at[0] == b"\\":
+        if at[0] != b"\\":
             at += 1
-            if at == end or at[0] not in b'"\\/bfnrt':
-                return NULL
-        at += 1
+            continue
+        at = skip_escape(at + 1, end)
+        if at == NULL:
+            return NULL
     if at == end:
         return NULL
     return at + 1
+
+
+cdef const char* skip_escape(const char* at, const char* end) noexcept nogil:
+    """Behind an escape, from behind its backslash. Halves of surrogate pairs are not plain."""
+    cdef int code = 0, k
+    cdef char c
+    if at == end:
+        return NULL
+    if at[0] in b'"\\/bfnrt':
+        return at + 1
+    if at[0] != b"u" or end - at < 5:
+        return NULL
+    for k in range(1, 5):
+        c = at[k]
+        if is_digit(c):
+            code = code * 16 + c - 48
+        elif b"a" <= c <= b"f" or b"A" <= c <= b"F":
+            code = code * 16 + (c & 7) + 9
+        else:
+            return NULL
+    if 0xD800 <= code < 0xE000:
+        return NULL
+    return at + 5
 
 
 cdef const char* skip_number(const char* at, const char* end) noexcept nogil:

@@ -1,1 +1,3 @@
 def name_hash_of(name: bytes, tenant: int = 0) -> int: ...
+
+__pyx_capi__: dict[str, object]

@@ -126,6 +126,7 @@ def test_what_is_damaged_is_not_taken_otherwise(body: bytes, chance: random.Rand
         b' {"name" : "tea", "labels": {}, "schedule":{"duration":"PT15M","kind":"after"} }\n',
         b'{"labels":{"b":"2","a":"1","aa":""},"schedule":{"kind":"at",'
         b'"instant":"2027-01-15T09:00:00+01:00"},"payload":{"a":[1,-2.5e10,true,null,"\\n"]}}',
+        b'{"payload":{"\\u00e9":"\\u0000\\uFFfd"},"schedule":{"kind":"after","duration":"1s"}}',
         '{"name":"Öl prüfen \u2028","schedule":{"kind":"after","duration":"1s"}}'.encode(),
         b'{"schedule":{"kind":"after","duration":"36525d"},"payload":'
         + b"[" * 60
@@ -160,6 +161,9 @@ def test_the_plain_case_is_taken(body: bytes) -> None:
         b'{"payload":01,"schedule":{"kind":"after","duration":"15m"}}',
         b'{"payload":1e999,"schedule":{"kind":"after","duration":"15m"}}',
         b'{"payload":"\\ud800","schedule":{"kind":"after","duration":"15m"}}',
+        b'{"payload":"\\ud83d\\ude00","schedule":{"kind":"after","duration":"15m"}}',
+        b'{"payload":"\\u00g0","schedule":{"kind":"after","duration":"15m"}}',
+        b'{"payload":"\\u00"}',
         b'{"payload":"' + b"p" * 65_536 + b'","schedule":{"kind":"after","duration":"15m"}}',
     ],
 )
