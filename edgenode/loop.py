@@ -274,20 +274,21 @@ class Loop:
         if outcome.opened_ns:
             self.metrics.turn_us.record((now.steady_ns - outcome.opened_ns) // 1_000)
         if batch.events:
-            self.publisher.settled(batch.first_seq, batch.events, now.shift_ns, ledger.unreleased)
+            expiries = self.publisher.settled(
+                batch.first_seq, batch.events, now.shift_ns, ledger.unreleased
+            )
             ledger.settled_seq = batch.first_seq + len(batch.events) - 1
-            self._feed_lead(batch.events, batch.at_ns, now)
+            if expiries:
+                self._feed_lead(now.utc_ns - batch.at_ns)
         for at in range(0, len(batch.receipts), 16):
             ledger.fired.pop(int.from_bytes(batch.receipts[at : at + 8], "little"), None)
         self.settled_commit = turn.commit
         ledger.tables.follow(ledger.settled_seq, turn.commit)
 
-    def _feed_lead(self, events: list[bytes], at_ns: int, now: Now) -> None:
-        if any(data[5] == Kind.EXPIRED for data in events):
-            took_ns = now.utc_ns - at_ns
-            self.metrics.due_to_durable_us.record(took_ns // 1_000)
-            self.lead.feed(took_ns)
-            self.node.lead_ns = self.metrics.lead_ns = self.lead.ns
+    def _feed_lead(self, took_ns: int) -> None:
+        self.metrics.due_to_durable_us.record(took_ns // 1_000)
+        self.lead.feed(took_ns)
+        self.node.lead_ns = self.metrics.lead_ns = self.lead.ns
 
     def _breathe(self) -> None:
         """Between two pieces of one decision: let out what is durable. Nothing may be decided."""

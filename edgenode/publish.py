@@ -23,8 +23,11 @@ class Feed(Protocol):
     def wanted(self, topic_prefix: bytes) -> bool:
         """Whether any subscription could match a topic under this prefix."""
 
-    def publish(self, tenant: str, type: str, topic: bytes, seq: int, body: bytes | None) -> None:
-        """Let one event out at once; only count it, if `body` is None."""
+    def publish(self, tenant: str, type: str, topic: bytes, seq: int, body: bytes) -> None:
+        """Let one event out at once."""
+
+    def tally(self, tenant: str, type: str, count: int) -> None:
+        """Count events that nobody wanted."""
 
     def hold(self, tenant: str, type: str, release: Release) -> None:
         """Let an expiry out at its instant."""
@@ -51,23 +54,45 @@ class Publisher:
 
     def settled(
         self, first_seq: int, events: list[bytes], shift_ns: int, awaited: Mapping[int, Awaited]
-    ) -> None:
-        """Take the events of a commit that is durable now. shift_ns: UTC minus steady; awaited: of
-        the expiries that have not left."""
-        for at, data in enumerate(events):
-            seq = first_seq + at
-            if data[5] == Kind.EXPIRED:
+    ) -> int:
+        """Take the events of a commit that is durable now; how many are expiries.
+
+        shift_ns: UTC minus steady; awaited: of the expiries that have not left.
+        """
+        expiries = 0
+        unwanted: dict[int, int] = {}
+        for seq, data in enumerate(events, first_seq):
+            kind = data[5]
+            if kind == Kind.EXPIRED:
                 self.hold(seq, data, awaited[seq], shift_ns)
+                expiries += 1
+            elif not self._feed.wanted(self._prefixes[kind]):
+                unwanted[kind] = unwanted.get(kind, 0) + 1
             else:
-                self.tell(seq, data)
+                if unwanted:
+                    self._tally(unwanted)
+                self._publish(seq, kind, data)
+        if unwanted:
+            self._tally(unwanted)
+        return expiries
 
     def tell(self, seq: int, data: bytes) -> None:
         """Publish one event that is no expiry."""
         kind = data[5]
-        topic, body = b"", None
         if self._feed.wanted(self._prefixes[kind]):
-            topic, body = self._encoder.topic(data), self._encoder.event(seq, data)
+            self._publish(seq, kind, data)
+        else:
+            self._tally({kind: 1})
+
+    def _publish(self, seq: int, kind: int, data: bytes) -> None:
+        topic, body = self._encoder.topic(data), self._encoder.event(seq, data)
         self._feed.publish(self._tenant, encode.KIND_NAMES[kind], topic, seq, body)
+
+    def _tally(self, unwanted: dict[int, int]) -> None:
+        """Count what nobody wants, before what somebody wants is numbered."""
+        for kind, count in unwanted.items():
+            self._feed.tally(self._tenant, encode.KIND_NAMES[kind], count)
+        unwanted.clear()
 
     def hold(self, seq: int, data: bytes, awaited: Awaited, shift_ns: int) -> None:
         """Give an expiry to the pulse."""

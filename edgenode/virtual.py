@@ -55,9 +55,15 @@ class VirtualPulse:
         self._order = 0
         self._subscriptions = [b"\x01"]  # everybody subscribes to everything
 
-    def send(self, seq: int, counter: int, topic: bytes, body: bytes | None) -> bool:
+    def send(self, seq: int, counter: int, topic: bytes, body: bytes) -> bool:
         """See `engine.pulse.Outlet`."""
         self._leave(seq, counter, 0, topic, body)
+        return True
+
+    def tally(self, counter: int, count: int) -> bool:
+        """See `engine.pulse.Outlet`."""
+        self._counts[counter - counter % COUNTERS_ROW] += count
+        self._counts[counter] += count
         return True
 
     def beat(self, topic: bytes, body: bytes) -> bool:

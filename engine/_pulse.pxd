@@ -44,6 +44,9 @@ cdef class Pulse:
 
     # The turn's side.
     cdef Slot *take_slot(self, uint32_t *at, uint32_t spare) except? NULL
+    cdef bint let_go(
+        self, int errand, uint64_t seq, uint32_t counter, bytes topic, bytes body
+    ) except -1
     cdef int put_frames(self, Slot *slot, bytes topic, bytes body) except -1
     cdef void hand_over(self, uint32_t slot, int64_t due_ns) noexcept nogil
     cdef int collect(self, uint32_t most, uint32_t *seen) except -1

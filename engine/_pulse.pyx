@@ -45,7 +45,7 @@ from engine._pulse_clock cimport (
     NS, POLLIN, boot_ns, nap, pollfd, ppoll, reach_begin, reach_learn, reach_now, reach_spent,
 )
 from engine._pulse_parts cimport (
-    BEAT, CLEAR, DROPPED, EVENT, EXPIRY, MOVE, SLOTS, Heap, Slot, Waiting, fence, heap_order,
+    BEAT, CLEAR, DROPPED, EVENT, EXPIRY, MOVE, SLOTS, TALLY, Heap, Slot, Waiting, fence, heap_order,
     heap_put, heap_take, load_acquire, load_wake, relax, ring_count, ring_put, ring_take,
     send_parts, store_release, store_wake,
 )
@@ -129,27 +129,28 @@ cdef class Pulse:
 
     # ------------------------------------------------------------------------ the turn's side
 
-    def send(self, uint64_t seq, uint32_t counter, bytes topic, bytes body) -> bool:
+    def send(self, uint64_t seq, uint32_t counter, bytes topic, bytes body not None) -> bool:
         """See `engine.pulse.Outlet`. 0.2 us."""
-        cdef uint32_t at
-        cdef Slot *slot = self.take_slot(&at, SPARE)
-        if slot == NULL:
-            return False
-        slot.errand, slot.seq, slot.counter = EVENT, seq, counter
-        self.put_frames(slot, topic, body)
-        # What nobody wants is only counted: that can wait until the pulse is awake.
-        self.hand_over(at, 0 if slot.has_body else NEVER)
-        return True
+        return self.let_go(EVENT, seq, counter, topic, body)
 
     def beat(self, bytes topic not None, bytes body not None) -> bool:
         """See `engine.pulse.Outlet`."""
+        return self.let_go(BEAT, 0, 0, topic, body)
+
+    def tally(self, uint32_t counter, uint32_t count) -> bool:
+        """See `engine.pulse.Outlet`. 0.1 us."""
+        return self.let_go(TALLY, count, counter, None, None)
+
+    cdef bint let_go(
+        self, int errand, uint64_t seq, uint32_t counter, bytes topic, bytes body
+    ) except -1:
         cdef uint32_t at
         cdef Slot *slot = self.take_slot(&at, SPARE)
         if slot == NULL:
             return False
-        slot.errand = BEAT
+        slot.errand, slot.seq, slot.counter = errand, seq, counter
         self.put_frames(slot, topic, body)
-        self.hand_over(at, 0)
+        self.hand_over(at, 0 if slot.has_body else NEVER)  # counting can wait until it is awake
         return True
 
     def hold(self, release, uint32_t counter) -> bool:
@@ -343,7 +344,7 @@ cdef class Pulse:
                 self.order += 1
                 heap_put(&self.shared.heap, item)
                 continue
-            if slot.errand == EVENT or slot.errand == BEAT:
+            if slot.errand <= TALLY:
                 self.leave(slot, 0)
             else:
                 self.do_command(slot)
@@ -402,8 +403,9 @@ cdef class Pulse:
         cdef int code
         if slot.errand != BEAT:
             row = slot.counter & ~<uint32_t>(COUNTERS_ROW - 1)
-            self.shared.counts[row] += 1
-            self.shared.counts[slot.counter] += 1
+            number = slot.seq if slot.errand == TALLY else 1
+            self.shared.counts[row] += number
+            self.shared.counts[slot.counter] += number
             total, number = self.shared.counts[row], self.shared.counts[slot.counter]
         if not slot.has_body:
             return

@@ -38,6 +38,7 @@ cdef enum:
 cdef enum Errand:  # what a slot is on its way for
     EVENT          # leaves at once
     BEAT           # the same, but has no numbers
+    TALLY          # `seq` events that nobody wants: they are only counted
     EXPIRY         # leaves at its instant, and comes back with it
     DROPPED        # an expiry that did not leave
     MOVE           # a command: wall-clock expiries are due `due_ns` later (BOOTTIME)

@@ -35,8 +35,11 @@ Left = tuple[int, int, int, bool]  # seq, fired_ns (UTC), late_ns, misfire
 class Outlet(Protocol):
     """The way of events that leave at once."""
 
-    def send(self, seq: int, counter: int, topic: bytes, body: bytes | None) -> bool:
-        """Let one event out; counted only, if `body` is None. False: no room now, ask again."""
+    def send(self, seq: int, counter: int, topic: bytes, body: bytes) -> bool:
+        """Let one event out. False: no room now, ask again."""
+
+    def tally(self, counter: int, count: int) -> bool:
+        """Count events that nobody wants, in their place among the others. False: no room now."""
 
     def beat(self, topic: bytes, body: bytes) -> bool:
         """Let out what has no number: a heartbeat. False: no room now."""

@@ -34,6 +34,7 @@ from minoots.wire.frames import BODY_BYTES_MAX, FRAMES_MAX
 
 MIB = 1 << 20
 
+POLLIN = int(zmq.POLLIN)
 IO_THREADS = 1  # of each context: the events door has one of its own
 SCHED_FIFO = 1  # of sched.h
 MAX_SOCKETS = 64  # of the context; connections are not sockets
@@ -145,7 +146,7 @@ class Doors:
 
     def pending(self) -> bool:
         """Whether something has come that was not drained. 1 us."""
-        return any(mailbox.pending() & zmq.POLLIN for mailbox in self.mailboxes)
+        return any(mailbox.pending() & POLLIN for mailbox in self.mailboxes)
 
     def drain(self, limit: int) -> list[tuple[int, Frames, Principal]]:
         """Requests that have come: (door, frames, who asks); at most `limit` a door."""

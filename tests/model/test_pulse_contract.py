@@ -141,14 +141,14 @@ def test_expiries_leave_by_their_dues_and_never_early(edge: Any) -> None:
 
 def test_numbers_are_those_of_tenant_and_type(edge: Any) -> None:
     assert edge.pulse.send(1, 1, b"a", b"x")
-    assert edge.pulse.send(2, 2, b"b", None)
+    assert edge.pulse.tally(2, 3)
     assert edge.pulse.send(3, COUNTERS_ROW + 1, b"c", b"x")
     assert edge.pulse.send(4, 2, b"d", b"x")
     assert edge.pulse.beat(b"hb", b"{}")
     frames = edge.heard(4)
     assert [each[0] for each in frames] == [b"a", b"c", b"d", b"hb"]
-    assert stamps(frames) == [(1, 0, 1, 1), (3, 0, 1, 1), (4, 0, 3, 2), (0, 0, 0, 0)]
-    assert edge.pulse.counts(0)[:3] == [3, 1, 2]
+    assert stamps(frames) == [(1, 0, 1, 1), (3, 0, 1, 1), (4, 0, 5, 4), (0, 0, 0, 0)]
+    assert edge.pulse.counts(0)[:3] == [5, 1, 4]
     assert edge.pulse.counts(COUNTERS_ROW)[:2] == [1, 1]
 
 

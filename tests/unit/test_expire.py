@@ -118,14 +118,14 @@ def image(**members: int) -> Image:
     return made._replace(**members)  # type: ignore[arg-type]
 
 
-def fired(stored: bytes, stored_seq: int, id: bytes = ID) -> list[bytes]:
+def fired(stored: bytes, stored_seq: int, id: bytes = ID, *, held: bool = False) -> list[bytes]:
     events: list[bytes] = []
     hot = HotSet(Wheel(capacity=1024, now_tick=0))
-    tick = -(-START_NS // TICK_NS)
+    tick, end_ns = -(-START_NS // TICK_NS), START_NS + 10**10
     done = expire(
-        hot, id, stored, stored_seq, events, 9, NOW, tick, TICK_NS, 10**9, 0, START_NS + 10**10
+        hot, id, stored, stored_seq, events, 9, NOW, tick, TICK_NS, 10**9, 0, end_ns, held
     )
-    assert (done > 0, len(hot)) == (len(events) == 1, len(events))
+    assert (done is not None, len(hot)) == (len(events) == 1, len(events))
     return events
 
 
@@ -140,6 +140,16 @@ def test_a_row_and_a_record_give_the_same_but_for_nothing() -> None:
     assert after.image == image(seq=9, revision=2, state=State.COMPLETED, reason=Reason.NONE)
     assert (after.prev_seq, after.due_ns, after.at_ns) == (5, START_NS + 7, NOW.utc_ns)
     assert after.blob == BLOB
+
+
+def test_a_budget_of_lateness_and_a_clock_in_doubt_are_for_python() -> None:
+    rest = b'{"expires_at":"2030-01-01T00:00:00Z","lateness_budget":"5ms"}'
+    strict = pack_blob(b"", b"tea", b"{}", b'{"kind":"after"}', b"null", rest)
+    assert fired(pack_row(image(), strict), 0) == []
+    wall = image(scale=1, due_ns=START_NS - 10**9)
+    assert len(fired(pack_row(wall, BLOB), 0)) == 1
+    assert fired(pack_row(wall, BLOB), 0, held=True) == []
+    assert len(fired(pack_row(image(), BLOB), 0, held=True)) == 1
 
 
 def test_what_is_damaged_is_left_alone() -> None:
