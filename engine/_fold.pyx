@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from engine._border cimport Shape, split_at_border
 from engine._crc cimport crc32
 from engine._lmdb cimport (
     APPEND,
@@ -72,6 +73,8 @@ from engine._slice cimport (
 cdef enum:
     IMAGE_END = 112         # of an event: sizeof(EventHead) + sizeof(Image)
     ROW_IMAGE_END = 80      # of a row
+    DUE_PREFIX = 5          # scale and hour of a DueKey: its group in the index
+    NAME_PREFIX = 8         # hash of a NameKey
 
 cdef int64_t HOUR_NS = 3600 * 1_000_000_000
 
@@ -97,6 +100,10 @@ cdef int check_cell(uint32_t seed, const Val* key, const Val* data) noexcept nog
     if data.size != sizeof(Cell):
         return -1
     return 0 if cell.crc == crc32(crc32(seed, key.at, key.size), &cell.value, 8) else -1
+
+
+cdef int check_due(const Val* key, const Val* data) noexcept nogil:
+    return check_cell(DUE_SEED, key, data)
 
 
 cdef int check_name(const Val* key, const Val* data) noexcept nogil:
@@ -356,6 +363,16 @@ cdef int by_key(const void* a, const void* b) noexcept nogil:
     return memcmp(a, b, 24)
 
 
+cdef int make_room(void* cursor, const Ops* ops, size_t i, const Shape* shape) noexcept nogil:
+    """Before the first of several entries of one group. LMDB's error number."""
+    cdef size_t after = i + 1
+    if i and memcmp(ops.at[i].key, ops.at[i - 1].key, shape.prefix_bytes) == 0:
+        return 0
+    while after < ops.count and not memcmp(ops.at[i].key, ops.at[after].key, shape.prefix_bytes):
+        after += 1
+    return split_at_border(cursor, ops.at[i].key, after - i, shape) if after - i > 1 else 0
+
+
 cdef int put_due(Fold* fold, Fault* fault) noexcept nogil:
     cdef Val key, data
     cdef Cell cell
@@ -365,9 +382,13 @@ cdef int put_due(Fold* fold, Fault* fault) noexcept nogil:
     cdef int rc = lm.cursor_open(fold.txn, fold.dbs.due, &cursor)
     if rc:
         return unwritable(fault, rc)
+    cdef Shape shape = Shape(sizeof(DueKey), DUE_PREFIX, sizeof(Cell), check_due)
     qsort(fold.due.at, fold.due.count, sizeof(Op), by_key)
     for i in range(fold.due.count):
         op = &fold.due.at[i]
+        if unwritable(fault, make_room(cursor, &fold.due, i, &shape)):
+            rc = -1
+            break
         key.size, key.at = sizeof(DueKey), op.key
         if op.due_ns:
             data.size, data.at = sizeof(Cell), &cell
@@ -393,9 +414,13 @@ cdef int put_names(Fold* fold, Fault* fault) noexcept nogil:
     cdef int rc = lm.cursor_open(fold.txn, fold.dbs.names, &cursor)
     if rc:
         return unwritable(fault, rc)
+    cdef Shape shape = Shape(sizeof(NameKey), NAME_PREFIX, 4, check_name)
     qsort(fold.names.at, fold.names.count, sizeof(Op), by_key)
     for i in range(fold.names.count):
         op = &fold.names.at[i]
+        if unwritable(fault, make_room(cursor, &fold.names, i, &shape)):
+            rc = -1
+            break
         key.size, key.at = sizeof(NameKey), op.key
         if op.due_ns:
             crc = crc32(NAME_SEED, op.key, sizeof(NameKey))
