@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import plot, report
+from bench import coefficients, plot, report
 
-ALL = ("wheel", "store", "turn", "node", "jitter")  # `peers` needs servers of others
+ALL = ("wheel", "store", "turn", "node", "jitter", "recovery", "growth")  # not `peers`
+GROWING = ("wheel", "recovery", "growth")  # those that `--large` takes to ten million timers
 README = report.ROOT / "bench" / "README.md"
 
 
-def run(what: str, *, small: bool, out: Path | None) -> dict[str, Any]:
+def run(what: str, *, small: bool, out: Path | None, large: bool = False) -> dict[str, Any]:
     """Run one bench or all; results go to `out`, by default bench/results unless small."""
     kept = out is None and not small
     if kept:
@@ -22,10 +23,12 @@ def run(what: str, *, small: bool, out: Path | None) -> dict[str, Any]:
     for name in ALL if what == "all" else (what,):
         print(f"{name}:", flush=True)
         bench = importlib.import_module(f"bench.{name}")
-        found[name] = bench.run(small)
+        found[name] = bench.run(small, large) if name in GROWING else bench.run(small)
         page = bench.verdict(found[name]) if hasattr(bench, "verdict") else ""
         if out is not None:
             report.write(found[name], out, name)
+            if name == "growth":
+                coefficients.write(found[name]["sizing"], out)
             plot.draw(name, found[name], out / f"{name}.svg")
             if page:
                 (out / f"{name}.md").write_text(page)

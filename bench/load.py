@@ -1,6 +1,6 @@
 """Clients that load a node: raw frames, encoded before the clock starts, in processes of their own.
 
-python -m bench.load KIND ENDPOINT COUNT IN_FLIGHT [BATCH]    prints one JSON line
+python -m bench.load KIND ENDPOINT COUNT IN_FLIGHT [BATCH [PAYLOAD]]    prints one JSON line
 python -m bench.load paced ENDPOINT RATE                      until a line comes on stdin
 """
 
@@ -22,6 +22,8 @@ DURATION = "6h"  # nothing that is created here fires while it is measured
 PACE_S = 0.001  # between two looks of a paced client
 PACED_IN_FLIGHT = 2_000  # unanswered requests at which a paced client falls behind instead
 PACED_S = 300.0  # a paced client ends by itself
+FAR_STEPS = 30 * 96 - 24  # quarters of an hour in thirty days, but for the first six hours
+KEPT_MAX = 512  # ids that a client of `create_far` remembers, evenly spread
 
 
 def definition(k: int) -> dict[str, Any]:
@@ -45,9 +47,18 @@ def dealer(context: zmq.Context[Any], endpoint: str) -> zmq.Socket[bytes]:
 
 
 def pump(
-    socket: zmq.Socket[bytes], op: str, bodies: list[bytes], count: int, in_flight: int
+    socket: zmq.Socket[bytes],
+    op: str,
+    bodies: list[bytes],
+    count: int,
+    in_flight: int,
+    kept: list[bytes] | None = None,
+    keep_each: int = 1,
 ) -> dict[str, Any]:
-    """Send `count` requests with `in_flight` unanswered; rate per request and latency."""
+    """Send `count` requests with `in_flight` unanswered; rate per request and latency.
+
+    kept: takes the body of every `keep_each`-th reply.
+    """
     header = json.dumps({"op": op}).encode()
     sent_ns = [0] * count
     took: list[float] = []
@@ -63,6 +74,8 @@ def pump(
         now_ns = time.monotonic_ns()
         took.append((now_ns - sent_ns[int(frames[2])]) / 1e6)
         refused += frames[1] != b"R"
+        if kept is not None and done % keep_each == 0:
+            kept.append(frames[4])
         done += 1
     seconds = (time.monotonic_ns() - began_ns) / NS
     return {"seconds": seconds, "refused": refused, "latency_ms": percentiles(took)}
@@ -86,6 +99,35 @@ def create_many(
     ]
     result = pump(socket, "timer.schedule_many", bodies, requests, in_flight)
     return result | {"per_second": requests * batch / result["seconds"]}
+
+
+def far(k: int, payload_bytes: int = 0) -> dict[str, Any]:
+    """The same, due at some quarter of an hour between six hours and thirty days from now."""
+    # A prime step visits quarters far apart, as the dues of real timers are in no order.
+    after_min = 6 * 60 + 15 * (k * 7_368_787 % FAR_STEPS)
+    made = definition(k) | {"schedule": {"kind": "after", "duration": f"{after_min}m"}}
+    if payload_bytes:
+        made["payload"] = "p" * (payload_bytes - 2)
+    return made
+
+
+def create_far(
+    socket: zmq.Socket[bytes], count: int, in_flight: int, batch: int, payload_bytes: int = 0
+) -> dict[str, Any]:
+    """As `create_many`, spread over thirty days: what a node full of pending timers holds.
+
+    payload_bytes: of each timer's JSON, 0 for that of `definition`. ids: some of those made.
+    """
+    requests = max(count // batch, 1)
+    bodies = [
+        json.dumps({"timers": [far(r * batch + k, payload_bytes) for k in range(batch)]}).encode()
+        for r in range(min(requests, 64))
+    ]
+    kept: list[bytes] = []
+    keep_each = -(-requests // KEPT_MAX)
+    result = pump(socket, "timer.schedule_many", bodies, requests, in_flight, kept, keep_each)
+    ids = [json.loads(body)["results"][0]["id"] for body in kept]
+    return result | {"per_second": requests * batch / result["seconds"], "ids": ids}
 
 
 def lone(socket: zmq.Socket[bytes], count: int) -> dict[str, Any]:
@@ -144,7 +186,13 @@ def main() -> None:
     socket.send_multipart((b"MZP1", b"Q", b"hello", b'{"op":"hello"}', b"{}"))
     socket.recv_multipart()
     ready()
-    run = {"single": create_single, "many": create_many, "lone": lone, "paced": create_paced}[kind]
+    run = {
+        "single": create_single,
+        "many": create_many,
+        "far": create_far,
+        "lone": lone,
+        "paced": create_paced,
+    }[kind]
     say(json.dumps(run(socket, *numbers)))  # type: ignore[operator]
     context.destroy(linger=0)
 

@@ -101,19 +101,28 @@ def demo_command(seconds: float) -> None:
 
 @cli.command("bench")
 @click.argument(
-    "what", type=click.Choice(["wheel", "store", "turn", "node", "jitter", "peers", "all"])
+    "what",
+    type=click.Choice(
+        ["wheel", "store", "turn", "node", "jitter", "recovery", "growth", "peers", "all"]
+    ),
 )
 @click.option("--small", is_flag=True, help="End within seconds: to see that it runs.")
+@click.option(
+    "--large",
+    is_flag=True,
+    help="wheel, recovery, growth: up to ten million timers (6 GB of disk).",
+)
 @click.option("--out", metavar="DIR", help="Write WHAT.json, its plot and its page there.")
-def bench_command(what: str, small: bool, out: str | None) -> None:
-    """Measure the wheel, the store, the turn, a whole node, or how late it fires, on this machine.
+def bench_command(what: str, small: bool, large: bool, out: str | None) -> None:
+    """Measure the wheel, the store, the turn, a whole node, how late it fires, how it restarts and
+    grows, on this machine.
 
     `peers` runs the same work on other timer services, as far as they are installed; it is not
     part of `all`. Fails if a timer fired early.
     """
     from bench.command import run
 
-    found = run(what, small=small, out=Path(out) if out else None)
+    found = run(what, small=small, large=large, out=Path(out) if out else None)
     early = sum(result.get("early", 0) for result in found.values())
     if early:
         _fail(f"{early} timers fired before they were due")
@@ -134,6 +143,34 @@ def doctor_command(data: str | None, config: str | None, as_json: bool) -> None:
     found = doctor.findings(gather(loaded, data_dir(data)))
     click.echo(doctor.as_json(found) if as_json else "\n".join(doctor.as_lines(found)))
     sys.exit(0 if doctor.sound(found) else EXIT_FAILED)
+
+
+@cli.command("sizing")
+@click.option("--timers", metavar="N", required=True, help="Pending timers: 50000, 1k, 50M, 2G.")
+@click.option("--payload", metavar="BYTES", default="200", show_default=True, help="JSON of each.")
+@click.option("--rate", metavar="N", default="0", help="Timers made and fired a second, besides.")
+@click.option("--config", metavar="FILE", help="Configuration file (TOML): retention, horizon.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sizing_command(timers: str, payload: str, rate: str, config: str | None, as_json: bool) -> None:
+    """Tell what size of machine a node needs: memory, disk, time to start and to fill."""
+    from edgenode import sizing
+    from edgenode.config import Config
+
+    loaded = _load_config(config, {})
+    assert isinstance(loaded, Config)
+    given = {"--timers": timers, "--payload": payload, "--rate": rate}
+    numbers = []
+    for flag, text in given.items():
+        try:
+            numbers.append(sizing.parse_count(text))
+        except ValueError as error:
+            _fail(f"{flag}: {error}", EXIT_USAGE)
+    known = sizing.load()
+    try:
+        found = sizing.size(known, loaded, *numbers)
+    except ValueError as error:
+        _fail(str(error), EXIT_USAGE)
+    click.echo(sizing.to_json(known, found) if as_json else sizing.to_text(known, loaded, found))
 
 
 @cli.command("reindex")
