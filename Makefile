@@ -6,7 +6,7 @@ PYX := $(shell find engine edgenode bench tests -name '*.py[x]' -o -name '*.pxd'
 BUILT := build/.built
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test run bench test-debug clean
+.PHONY: help build check test run bench bench-micro test-debug clean
 
 help:
 	@echo 'make run    build, then a ten-second demonstration of a whole node'
@@ -51,6 +51,11 @@ test-debug: build
 
 bench: build
 	$(BIN)/minoots bench all
+	$(MAKE) bench-micro
+
+bench-micro: build
+	$(BIN)/python -m pytest bench/micro --benchmark-json=build/micro.json
+	$(BIN)/python -m bench.summary build/micro.json bench/results/micro.json
 
 clean:
 	rm -rf .venv build dist *.egg-info
