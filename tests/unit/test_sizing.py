@@ -122,6 +122,8 @@ def test_the_advised_quota_is_enough() -> None:
     note = size(KNOWN, config, 1_000_000, 0).notes[-1]
     wanted = int(note.partition("raise it to ")[2].split(", or")[0].replace(",", ""))
     assert size(KNOWN, Config(log=LogSection(bytes_max=wanted)), 1_000_000, 0).notes == []
+    tight = Config(log=LogSection(bytes_max=wanted * 9 // 10 + 1))  # all fits, and creates stop
+    assert size(KNOWN, tight, 1_000_000, 0).notes != []
 
 
 @pytest.mark.parametrize(
