@@ -19,7 +19,7 @@ from engine._lmdb cimport NEXT, NOOVERWRITE, NOTFOUND, PREV, RESERVE, SET, SET_R
 
 cdef enum:
     PAGE_BYTES = 4096
-    ROOM_BYTES = PAGE_BYTES - 16    # without the page's head
+    ROOM_BYTES = 4080               # without the page's head
     NODE_HEAD = 8                   # before each key; and an offset of two bytes
     NODE_MAX = 2036                 # larger values get pages of their own
     ENTRIES_MAX = 128               # on a page, at most
