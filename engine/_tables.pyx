@@ -52,6 +52,9 @@ from engine.errors import StoreCorrupt
 SLICE_ENTRIES = 65_536
 SLICE_AGE_NS = 5_000_000_000
 
+cdef enum:
+    LOOKED_MAX = 65_536     # rows that scans may look at before the file's pages are let go
+
 
 @cython.final
 cdef class LmdbTables:
@@ -64,6 +67,7 @@ cdef class LmdbTables:
     cdef Follower follower
     cdef Environment env
     cdef TableDbs dbs
+    cdef uint64_t looked    # at rows, at most, since the pages were let go
 
     def __cinit__(
         self,
@@ -229,6 +233,11 @@ cdef class LmdbTables:
         finally:
             self.env.end_cursor(cursor)
             free(found.rows)
+            self.looked += min(budget, <uint64_t>LOOKED_MAX)
+            if self.looked >= <uint64_t>LOOKED_MAX:
+                # Or a scan of everything makes the whole file count as this process's memory.
+                self.looked = 0
+                self.env.drop_pages()
 
     def note(self, bytes key not None) -> bytes | None:
         """See `store.TablesReader`."""

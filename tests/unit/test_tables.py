@@ -283,3 +283,26 @@ def test_the_twin_makes_no_slice_while_it_is_held() -> None:
     tables.follow(3, 3, now=True)
     with pytest.raises(StoreCorrupt, match="event 2 does not agree with its checksum"):
         tables.expire(EVERYTHING, 0)
+
+
+def test_a_scan_of_everything_does_not_stay_in_memory(tmp_path: Path) -> None:
+    """The rows are 60 MB of file; what is mapped of it is let go every 65,536 of them."""
+    blob = pack_blob(b"", b"tea", b"{}", b"s" * 30, b"p" * 400, b"")
+
+    def mapped_bytes() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("RssFile:")[2].split()[0]) * 1024
+
+    with opened(tmp_path) as (log, tables, writer):
+        for first in range(1, 100_001, 10_000):
+            writer.write([event(seq, blob=blob) for seq in range(first, first + 10_000)])
+        catch_up(log, tables)
+        before, most, after = mapped_bytes(), 0, b""
+        while True:
+            rows, after = tables.scan(Filter(labels=(b"none",)), after, 10, 4_096)
+            assert rows == []
+            most = max(most, mapped_bytes() - before)
+            if not after:
+                break
+        assert tables.applied().bytes_used > 55 << 20
+        assert 4 << 20 < most < 48 << 20
