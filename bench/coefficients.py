@@ -56,7 +56,7 @@ def measure(grown: dict[str, Any], small: bool) -> dict[str, Any]:
         "full_rss_bytes": round(max(full_mb, 0) * MB),
         "armed_bytes": armed["bytes"],
         "start_s": round(base["serving_ms"] / 1e3, 3),
-        "start_timer_s": slower_s(largest["restart"], base) / count,
+        "start_timer_s": each(slower_s(largest["restart"], base), count),
         "start_behind_s": behind_s,
         "start_armed_s": armed["start_s"],
         "fill_per_s": largest["caught_up_per_s"],
@@ -94,7 +94,7 @@ def of_armed(folder: Path, base: dict[str, Any], count: int) -> dict[str, float]
     grown_mb = again["rss_mb"]["anonymous"] - base["rss_mb"]["anonymous"]
     return {
         "bytes": round(max(grown_mb, 0) * MB / count, 1),
-        "start_s": slower_s(again, base) / count,
+        "start_s": each(slower_s(again, base), count),
     }
 
 
@@ -102,7 +102,12 @@ def of_behind(folder: Path, base: dict[str, Any], count: int) -> float:
     """Seconds that a start takes longer for each event that the tables do not hold yet."""
     with node(folder, LAZY):
         fill(folder, count)
-    return slower_s(restart(folder), base) / count
+    return each(slower_s(restart(folder), base), count)
+
+
+def each(seconds: float, count: int) -> float:
+    """Of one of them, with the figures that such a measurement has."""
+    return float(f"{seconds / count:.3g}")
 
 
 def slower_s(case: dict[str, Any], base: dict[str, Any]) -> float:
