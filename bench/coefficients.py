@@ -46,7 +46,7 @@ def measure(grown: dict[str, Any], small: bool) -> dict[str, Any]:
     return {
         "machine": grown["machine"],
         "timers": count,
-        "points": shifted(points, disk, largest["pending"]),
+        "points": shifted(points, largest["filled"]),
         "log_slack": round(disk["log_file"] / disk["log_used"], 3),
         "tables_slack": round(disk["tables_file"] / disk["tables_used"], 3),
         "fired_log_bytes": round(fires["log_bytes"] / fires["count"], 1),
@@ -119,13 +119,13 @@ def slower_s(case: dict[str, Any], base: dict[str, Any]) -> float:
     return round(max(own_ms(case) - own_ms(base), 0) / 1e3, 4)
 
 
-def shifted(points: list[dict[str, float]], disk: dict[str, int], pending: int) -> list[Any]:
-    """The points moved by what the largest node shows for its own payload: index pages are the
+def shifted(points: list[dict[str, float]], filled: dict[str, int]) -> list[Any]:
+    """The points moved by what the largest fill shows for its own payload: index pages are the
     fuller, the more timers there are."""
     payload_bytes = len(json.dumps(definition(0)["payload"]))
     known = interpolated(msgspec.convert(points, list[Point]), payload_bytes)
-    log_by = disk["log_used"] / pending - known.log_bytes
-    tables_by = disk["tables_used"] / pending - known.tables_bytes
+    log_by = filled["log_bytes"] / filled["timers"] - known.log_bytes
+    tables_by = filled["tables_bytes"] / filled["timers"] - known.tables_bytes
     return [
         {
             "payload_bytes": point["payload_bytes"],

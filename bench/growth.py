@@ -61,7 +61,8 @@ def of_node(folder: Path, count: int, ids: list[str], small: bool) -> dict[str, 
     """Fill the node in `folder` up to `count`; what that took and what it is like then."""
     with node(folder, EAGER if small else "") as process:
         control = doors_of(folder)["control"]
-        before = ask(control, "stats")["timers"]["pending"]
+        empty = ask(control, "stats")
+        before = empty["timers"]["pending"]
         used_s = cpu_s(process.pid)
         made = fill(folder, count - before)
         stats = settle(folder)
@@ -74,6 +75,11 @@ def of_node(folder: Path, count: int, ids: list[str], small: bool) -> dict[str, 
             "fill_latency_ms": made["latency_ms"],
             "rss_mb": rss_mb(process.pid),
             "disk": disk_of(folder, stats),
+            "filled": {
+                "timers": count - before,
+                "log_bytes": stats["log"]["bytes"] - empty["log"]["bytes"],
+                "tables_bytes": stats["tables"]["bytes"] - empty["tables"]["bytes"],
+            },
             "get_ms": asked(control, "timer.get", [{"id": id} for id in spread(ids, GETS)]),
             "list_ms": asked(control, "timer.list", [{"limit": 100}] * LISTS),
             "list_none_ms": asked(control, "timer.list", [{"filter": {"name_prefix": "none"}}]),

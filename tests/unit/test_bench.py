@@ -86,11 +86,12 @@ def test_points_are_moved_by_what_the_largest_node_shows() -> None:
         {"payload_bytes": 1_000, "log_bytes": 1_200.0, "tables_bytes": 1_400.0},
     ]
     payload_bytes = len(json.dumps(definition(0)["payload"]))
-    disk = {
-        "log_used": 10 * (200 + payload_bytes + 1),
-        "tables_used": 10 * (400 + payload_bytes - 70),
+    filled = {
+        "timers": 10,
+        "log_bytes": 10 * (200 + payload_bytes + 1),
+        "tables_bytes": 10 * (400 + payload_bytes - 70),
     }
-    assert coefficients.shifted(points, disk, 10) == [
+    assert coefficients.shifted(points, filled) == [
         {"payload_bytes": 0, "log_bytes": 201.0, "tables_bytes": 330.0},
         {"payload_bytes": 1_000, "log_bytes": 1_201.0, "tables_bytes": 1_330.0},
     ]
