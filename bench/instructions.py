@@ -53,7 +53,7 @@ def wheel() -> int:
     from bench.micro.samples import HOUR_TICKS, due_ticks
     from engine._wheel import Wheel
 
-    count = 200_000
+    count = 1_000_000
     of, out = Wheel(), np.zeros(1 << 16, np.uint64)
     handles = np.zeros(count, np.uint64)
     of.arm_many(due_ticks(count), handles)
@@ -71,7 +71,7 @@ def record() -> int:
     from bench.micro.samples import scheduled
     from engine.record import chain_hash, unpack_event
 
-    count = 4_000
+    count = 16_000
     events = [scheduled(seq) for seq in range(1, count + 1)]
     chain_hash(bytes(32), 1, events, b"", b"")
     for seq, data in enumerate(events, 1):
@@ -90,7 +90,7 @@ def turn() -> int:
     for timer in timers:
         timer["schedule"]["duration"] = "60s"
     body = json.dumps({"timers": timers}).encode()
-    requests = 4
+    requests = 8
     for _ in range(requests):
         node.request(frames(b"timer.schedule_many", body))
     came = node.live() + node.advance(61_000_000_000) + node.live()
@@ -142,7 +142,7 @@ def instructions(name: str, command: list[str], work: str) -> tuple[int, int]:
         cwd=report.ROOT,
         env=os.environ | {"PYTHONHASHSEED": "0"},
     )
-    number = counted(name, ran.stderr)
+    number = counted(name, ran.stderr) if command else 0
     if ran.returncode or number is None:
         raise RuntimeError(f"{work} was not counted:\n{ran.stderr[-2_000:]}")
     return number, int(ran.stdout)
@@ -150,6 +150,7 @@ def instructions(name: str, command: list[str], work: str) -> tuple[int, int]:
 
 def measure(name: str, command: list[str]) -> dict[str, Any]:
     """Instructions an operation of each workload."""
+    instructions(name, [], "nothing")  # so that no count holds the compiling of modules
     floor, _ = instructions(name, command, "nothing")
     found = {}
     for work in WORK:
