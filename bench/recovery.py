@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench import load
+from bench import children, load
 from bench.node import NS, ask, cpu_s, doors_of, rss_mb
 from bench.report import machine
 from minoots.cli.demo import ephemeral_node
@@ -53,9 +53,9 @@ def fill(folder: Path, count: int, payload_bytes: int = 0, batch: int = BATCH) -
     """Make `count` timers that are due in days, through the node's control door."""
     control = doors_of(folder)["control"]
     client = load.spawn("far", control, count, 8, batch, payload_bytes)
-    load.begin(client)
+    children.begin(client)
     began_ns = time.monotonic_ns()
-    made = load.result_of(client)
+    made = children.result_of(client)
     assert made["refused"] == 0, f"{made['refused']} requests were refused"
     return made | {"began_ns": began_ns}
 
