@@ -87,6 +87,9 @@ class EngineSection:
     )
     lead_min: int = _span("2ms", "0ms", "1s", "shortest time by which a fire is committed ahead")
     lead_max: int = _span("100ms", "1ms", "5s", "longest time by which a fire is committed ahead")
+    herd_max: int = _span(
+        "2s", "0ms", "2s", "longest time by which many fires due at once are begun earlier"
+    )
     spin_max: int = _span("150us", "0us", "1ms", "longest time spent spinning before an instant")
     spin_percent: int = _int(5, 0, 100, "share of one processor that spinning may cost")
     realtime: str = _text(

@@ -47,6 +47,9 @@ class Events(Protocol):
     def held_count(self) -> int:
         """Expiries that were handed over and have not been taken back."""
 
+    def flush(self) -> None:
+        """Have what was handed over be seen at once."""
+
     def retry(self) -> None:
         """Hand over what waited for room."""
 

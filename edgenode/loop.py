@@ -110,6 +110,7 @@ class Loop:
         self._tell(self.keeper.resumed())
         for seq, data in self.recovered.unreleased:
             self.publisher.hold(seq, data, ledger.unreleased[seq], ledger.now.shift_ns)
+        self.events.flush()
 
     # ------------------------------------------------------------------------------- one pass
 
@@ -301,6 +302,7 @@ class Loop:
         events, ledger = self.events, self.recovered.ledger
         if events.is_full:
             events.retry()
+            events.flush()
         self._looked_ns = ledger.now.steady_ns
         for seq, fired_ns, late_ns, misfire in events.take():
             awaited = ledger.receipt(seq, fired_ns)

@@ -18,15 +18,15 @@ class Histogram:
         self.count = 0
         self.max = 0
 
-    def record(self, value: int) -> None:
-        """Count one value; a negative one counts as 0."""
+    def record(self, value: int, times: int = 1) -> None:
+        """Count a value; a negative one counts as 0."""
         if value < 1 << _BITS:
             bucket = max(value, 0)
         else:
             power = value.bit_length() - _BITS - 1
             bucket = (power << _BITS) + (value >> power)
-        self._counts[bucket] += 1
-        self.count += 1
+        self._counts[bucket] += times
+        self.count += times
         if value > self.max:
             self.max = value
 

@@ -26,6 +26,9 @@ from engine.clock import Now, tick_floor
 from engine.timer import State
 from minoots.wire.problems import Refused, refusal
 
+FIRE_COST_NS = 15_000  # before it is known
+GATHER_NS_MAX = 4_000_000  # by which a fire may be committed earlier than the lead asks
+
 Steps = Generator[int, None, bytes]
 
 
@@ -88,9 +91,9 @@ class Node:
         self.lead_ns = ledger.config.engine.lead_min
         self.fires_behind = False  # so much that creates wait
         self._overload_ns = ledger.config.engine.overload_after
-        self._lead_ns_max = ledger.config.engine.lead_max
-        self._look_ticks = self._lead_ns_max // TICK_NS + 2  # for a herd
-        self.fire_cost_ns = 0  # what deciding one fire takes, as measured by the shell
+        self._herd_ns_max = ledger.config.engine.herd_max
+        self._look_ticks = self._herd_ns_max // TICK_NS + 2
+        self.fire_cost_ns = FIRE_COST_NS  # what deciding one takes, as measured by the shell
         self._wheel_tick = 0
         self._later: deque[Call] = deque()  # bulk requests, and creates that wait for the tables
         self._later_bytes = 0
@@ -297,11 +300,11 @@ class Node:
         """
         ledger = self.ledger
         now_ns, cost_ns = ledger.now.steady_ns, self.fire_cost_ns
-        tick = tick_floor(now_ns + self.lead_ns, TICK_NS)
-        if cost_ns:
-            ticks = self._look_ticks
-            herd = ledger.hot.must_begin(now_ns, ticks, cost_ns, TICK_NS, self.lead_ns)
-            tick = max(tick, herd)
+        # A little more than the lead asks for: fires share a commit, and the node sleeps longer.
+        more_ns = min(self.lead_ns // 2, GATHER_NS_MAX)
+        tick = tick_floor(now_ns + self.lead_ns + more_ns, TICK_NS)
+        herd = ledger.hot.must_begin(now_ns, self._look_ticks, cost_ns, TICK_NS, self.lead_ns)
+        tick = max(tick, herd)
         # The wheel does not go back, though a lead that shrinks would have it.
         self._wheel_tick = tick = max(tick, self._wheel_tick)
         ids = ledger.hot.advance(tick, limit)
@@ -318,9 +321,8 @@ class Node:
         tick = ledger.hot.next_tick()
         if tick is None:
             return None
-        cost_ns = self.fire_cost_ns
-        herd_ns = ledger.hot.backlog_ns(tick, self._look_ticks, cost_ns, TICK_NS) if cost_ns else 0
-        return tick * TICK_NS - max(min(self.lead_ns + herd_ns, self._lead_ns_max), self.lead_ns)
+        herd_ns = ledger.hot.backlog_ns(tick, self._look_ticks, self.fire_cost_ns, TICK_NS)
+        return tick * TICK_NS - max(min(self.lead_ns + herd_ns, self._herd_ns_max), self.lead_ns)
 
     def _late_ns(self, id: bytes) -> int:
         """For how long a timer has been waiting to be decided, beyond its instant."""

@@ -32,6 +32,9 @@ class Feed(Protocol):
     def hold(self, tenant: str, type: str, release: Release) -> None:
         """Let an expiry out at its instant."""
 
+    def flush(self) -> None:
+        """Have what was handed over be seen at once."""
+
 
 EXPIRED = encode.KIND_NAMES[Kind.EXPIRED]
 
@@ -74,6 +77,7 @@ class Publisher:
                 self._publish(seq, kind, data)
         if unwanted:
             self._tally(unwanted)
+        self._feed.flush()
         return expiries
 
     def tell(self, seq: int, data: bytes) -> None:
@@ -83,6 +87,7 @@ class Publisher:
             self._publish(seq, kind, data)
         else:
             self._tally({kind: 1})
+        self._feed.flush()
 
     def _publish(self, seq: int, kind: int, data: bytes) -> None:
         topic, body = self._encoder.topic(data), self._encoder.event(seq, data)

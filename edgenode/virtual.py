@@ -71,6 +71,9 @@ class VirtualPulse:
         self.sent.append((topic, _stamp(0, 0, 0, 0), body))
         return True
 
+    def flush(self) -> None:
+        """See `engine.pulse.Outlet`."""
+
     def counts(self, row: int) -> list[int]:
         """See `engine.pulse.Outlet`."""
         return self._counts[row : row + COUNTERS_ROW]

@@ -27,6 +27,8 @@ cdef class Pulse:
     cdef uint32_t free_count
     cdef readonly uint32_t held_count  # expiries that are with the pulse
     cdef int64_t began_ns
+    cdef uint32_t unrung      # slots handed over for which the pulse has not been woken
+    cdef int64_t unrung_ns    # the first due among them
     # Seen by both.
     cdef void *handle
     cdef int bell             # eventfd: the turn wakes the pulse
@@ -49,6 +51,7 @@ cdef class Pulse:
     ) except -1
     cdef int put_frames(self, Slot *slot, bytes topic, bytes body) except -1
     cdef void hand_over(self, uint32_t slot, int64_t due_ns) noexcept nogil
+    cdef void ring_bell(self) noexcept nogil
     cdef int collect(self, uint32_t most, uint32_t *seen) except -1
     cdef int command(self, int errand, int64_t by_ns) except -1
     # The pulse's side.

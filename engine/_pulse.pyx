@@ -61,6 +61,7 @@ from engine.errors import RealtimeRefused
 
 cdef enum:
     SPARE = 1              # a slot that is kept for commands
+    UNRUNG_MAX = 64        # slots handed over before the pulse is woken for them
     BURST = 256            # expiries let out before the ring is looked at again
     SLICE_NS = 1_000_000_000  # ppoll counts on MONOTONIC, which stands still in a suspend
     PATIENCE_NS_MAX = 20_000_000
@@ -84,8 +85,7 @@ cdef class Pulse:
         realtime: auto, on, off. Raises RealtimeRefused for `on` where the kernel refuses it.
         """
         cdef uint32_t i
-        self.bell = self.knock = -1
-        self.wake_at = AWAKE
+        self.bell, self.knock, self.wake_at = -1, -1, AWAKE
         subscriptions_begin(&self.came)
         self.shared = <Shared *>mmap(
             NULL, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
@@ -103,7 +103,7 @@ cdef class Pulse:
         if self.bell < 0 or self.knock < 0:
             raise OSError("eventfd was refused")
         reach_begin(&self.reach, spin_max_ns, spin_percent, boot_ns())
-        self.patience_ns = PATIENCE_NS_MAX
+        self.patience_ns, self.unrung_ns = PATIENCE_NS_MAX, NEVER
         self.want_fifo = realtime != "off"
         self.began_ns = self.patience_at_ns = boot_ns()
         self.thread = threading.Thread(target=self._run, name="pulse", daemon=True)
@@ -119,10 +119,8 @@ cdef class Pulse:
             )
 
     def __dealloc__(self):
-        if self.bell >= 0:
-            close_fd(self.bell)
-        if self.knock >= 0:
-            close_fd(self.knock)
+        close_fd(self.bell)
+        close_fd(self.knock)
         if self.shared != NULL:
             munmap(self.shared, sizeof(Shared))
         subscriptions_end(&self.came)
@@ -168,9 +166,13 @@ cdef class Pulse:
         self.hand_over(at, slot.due_ns)
         return True
 
+    def flush(self) -> None:
+        """See `engine.pulse.Outlet`."""
+        if self.unrung:
+            self.ring_bell()
+
     def take(self) -> list:
         """See `engine.pulse.Releases`. 0.2 us each."""
-        cdef list left
         cdef uint64_t count
         if load_acquire(&self.knocked):
             store_release(&self.knocked, 0)
@@ -181,15 +183,13 @@ cdef class Pulse:
         return left
 
     def clear(self) -> None:
-        """See `engine.pulse.Releases`."""
+        """See `engine.pulse.Releases`, as for the next two."""
         self.command(CLEAR, 0)
 
     def move(self, int64_t by_ns) -> None:
-        """See `engine.pulse.Releases`."""
         self.command(MOVE, by_ns)
 
     def fileno(self) -> int:
-        """See `engine.pulse.Releases`."""
         return self.knock
 
     def counts(self, uint32_t row) -> list:
@@ -208,20 +208,14 @@ cdef class Pulse:
     def stats(self) -> dict:
         """What it was allowed, and what it did; durations in us."""
         cdef int64_t passed_ns = max(boot_ns() - self.began_ns, <int64_t>1)
-        return {
-            "policy": "other" if self.fifo_error else "fifo",
-            "policy_refused": errors.errorcode.get(self.fifo_error, "") if self.want_fifo else "",
-            "locked": self.lock_error == 0,
-            "slack_ns": 1 if self.slack_error == 0 else 50_000,
-            "reach_us": self.reach.ns // 1_000,
-            "wakes": self.wakes,
-            "releases": self.releases,
-            "held": self.held_count,
-            "spin_us": self.reach.spin_ns // 1_000,
-            "spin_share": round(self.reach.spin_ns / passed_ns, 5),
-            "dropped_full": self.dropped_full,
-            "send_errors": self.send_errors,
-        }
+        refused = errors.errorcode.get(self.fifo_error, "") if self.want_fifo else ""
+        found = {"policy": "other" if self.fifo_error else "fifo", "policy_refused": refused}
+        found |= {"locked": self.lock_error == 0, "slack_ns": 50_000 if self.slack_error else 1}
+        found |= {"reach_us": self.reach.ns // 1_000, "wakes": self.wakes}
+        found |= {"releases": self.releases, "held": self.held_count}
+        cdef object spin_ns = self.reach.spin_ns
+        found |= {"spin_us": spin_ns // 1_000, "spin_share": round(spin_ns / passed_ns, 5)}
+        return found | {"dropped_full": self.dropped_full, "send_errors": self.send_errors}
 
     def close(self) -> None:
         """Send what was to leave at once, end the thread, and let go of what is held."""
@@ -264,11 +258,21 @@ cdef class Pulse:
         return 0
 
     cdef void hand_over(self, uint32_t at, int64_t due_ns) noexcept nogil:
-        """Put a slot on its way, and wake the pulse if it sleeps past its due."""
+        """Put a slot on its way; the pulse is woken for it by `flush`, or for a few of them here."""
         ring_put(&self.shared.inward, at)
+        self.unrung += 1
+        self.unrung_ns = min(self.unrung_ns, due_ns)
+        if self.unrung == UNRUNG_MAX:
+            self.ring_bell()
+
+    cdef void ring_bell(self) noexcept nogil:
+        """Wake the pulse if it sleeps past what was handed over."""
         fence()
-        if due_ns < load_wake(&self.wake_at) or ring_count(&self.shared.inward) == SLOTS // 16:
+        if self.unrung_ns < load_wake(&self.wake_at) or (
+            ring_count(&self.shared.inward) >= SLOTS // 16
+        ):
             eventfd_write(self.bell, 1)
+        self.unrung, self.unrung_ns = 0, NEVER
 
     cdef int collect(self, uint32_t most, uint32_t *seen) except -1:
         """Take slots back; `seen` is told of the last command among them."""
@@ -294,6 +298,7 @@ cdef class Pulse:
         assert slot != NULL, "a command before this one has not come back"
         slot.errand, slot.due_ns = errand, by_ns
         self.hand_over(at, 0)
+        self.ring_bell()
         while not seen:
             with nogil:
                 nap(BACK_WAIT_NS)
@@ -310,8 +315,7 @@ cdef class Pulse:
     # ------------------------------------------------------------------------ the pulse's side
 
     cdef void prepare(self) noexcept nogil:
-        self.slack_error = set_slack(1)
-        self.lock_error = lock_pages(self.shared, sizeof(Shared))
+        self.slack_error, self.lock_error = set_slack(1), lock_pages(self.shared, sizeof(Shared))
         self.fifo_error = be_fifo(PULSE_PRIORITY) if self.want_fifo else -1
         store_release(&self.started, 1)
 
@@ -378,8 +382,7 @@ cdef class Pulse:
 
     cdef void let_out(self) noexcept nogil:
         """Let out what is due, earliest first, a burst at most."""
-        cdef int count
-        cdef uint32_t at
+        cdef uint32_t at, count
         cdef int64_t late_ns
         cdef Slot *slot
         for count in range(BURST):
@@ -399,8 +402,7 @@ cdef class Pulse:
         """Number an event and send it."""
         cdef uint64_t total = 0, number = 0
         cdef uint32_t row
-        cdef int lossy = 0, strict = 1
-        cdef int code
+        cdef int code, lossy = 0, strict = 1
         if slot.errand != BEAT:
             row = slot.counter & ~<uint32_t>(COUNTERS_ROW - 1)
             number = slot.seq if slot.errand == TALLY else 1
@@ -468,7 +470,6 @@ cdef class Pulse:
         return came
 
     cdef void spin(self, int64_t due_ns) noexcept nogil:
-        """Until the instant, or until something comes in."""
         cdef int64_t began_ns = boot_ns(), now_ns = began_ns
         while now_ns < due_ns and ring_count(&self.shared.inward) == 0:
             relax()

@@ -32,7 +32,7 @@ cdef extern from * nogil:
     void relax()
 
 cdef enum:
-    SLOTS = 65_536  # a power of two
+    SLOTS = 131_072  # a power of two
     STAMP_BYTES = 32
 
 cdef enum Errand:  # what a slot is on its way for

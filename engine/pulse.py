@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 COUNTERS_ROW = 256
 COUNTERS = 4_096
-SLOTS = 65_536  # events under way at one time
+SLOTS = 131_072  # events under way at one time
 
 
 class Release(NamedTuple):
@@ -43,6 +43,9 @@ class Outlet(Protocol):
 
     def beat(self, topic: bytes, body: bytes) -> bool:
         """Let out what has no number: a heartbeat. False: no room now."""
+
+    def flush(self) -> None:
+        """Have what was handed over be seen at once: after a batch, as a wake-up costs some us."""
 
     def counts(self, row: int) -> list[int]:
         """A tenant's counters, as far as its events have left."""

@@ -146,6 +146,10 @@ class EventsDoor:
         """Expiries that were handed over and have not been taken back."""
         return self._pulse.held_count + self._waiting_held
 
+    def flush(self) -> None:
+        """Have what was handed over be seen at once."""
+        self._pulse.flush()
+
     def retry(self) -> None:
         """Hand over what waited for room."""
         while self._waiting:
@@ -223,3 +227,4 @@ class EventsDoor:
         topic, body = f"t/{tenant}/~/hb".encode(), orjson.dumps(beat)
         if not self._waiting:
             self._pulse.beat(topic, body)
+            self._pulse.flush()

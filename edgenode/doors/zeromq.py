@@ -50,7 +50,7 @@ SUBSCRIPTION_BYTES_MAX = 8_192
 REQUESTS_MAX = 1_000  # RCVHWM: read ahead from a peer; then it waits
 REPLIES_MAX = 16_384  # SNDHWM: waiting for a peer that does not read; then they are dropped
 PAGES_MAX = 1_024  # the same for the stream door, whose replies are large
-EVENTS_MAX = 65_536  # SNDHWM of a subscriber: bursts fit; 40 MB for one that has stalled
+EVENTS_MAX = 131_072  # SNDHWM of a subscriber: what the pulse can hold; 85 MB if it stalls
 FRAMES_KEPT = FRAMES_MAX + 2  # one too many is kept, so that the node sees it
 
 FILES_OTHER = 256  # open files besides the connections

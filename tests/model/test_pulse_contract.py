@@ -22,6 +22,25 @@ UTC0 = 1_800_000_000_000_000_000
 WAIT_NS = 10_000 * MS
 
 
+class Flushing:
+    """Has each thing that is handed over be seen at once."""
+
+    def __init__(self, pulse: Any) -> None:
+        self.inner = pulse
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.inner, name)
+        if name not in ("send", "hold", "beat", "tally"):
+            return found
+
+        def call(*what: Any) -> Any:
+            done = found(*what)
+            self.inner.flush()
+            return done
+
+        return call
+
+
 class Real:
     """The pulse over a socket, and a subscriber that hears everything."""
 
@@ -33,7 +52,7 @@ class Real:
         self.socket.setsockopt(zmq.SNDHWM, how.pop("hwm", 0))
         self.socket.bind("inproc://pulse")
         told = {"spin_max_ns": 150_000, "spin_percent": 5, "realtime": "auto"} | how
-        self.pulse: Any = Pulse(self.socket, **told)
+        self.pulse: Any = Flushing(Pulse(self.socket, **told))
         self.ear = self.context.socket(zmq.SUB)
         self.ear.rcvhwm = 0
         self.ear.subscribe(b"")
@@ -239,5 +258,17 @@ def test_a_subscriber_that_stalls_is_left_out_and_the_others_hear_all() -> None:
                 assert [s[0] for s in stamps(real.heard(50))] == list(range(seq - 49, seq + 1))
         assert real.pulse.stats()["dropped_full"] >= 1
         stalled.close()
+    finally:
+        real.close()
+
+
+def test_what_is_not_flushed_waits_for_company() -> None:
+    real = Real()
+    try:
+        for seq in range(63):
+            real.pulse.inner.send(seq, 1, b"t", b"x")
+        assert not real.ear.poll(50)
+        real.pulse.inner.send(63, 1, b"t", b"x")
+        assert len(real.heard(64)) == 64
     finally:
         real.close()

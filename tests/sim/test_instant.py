@@ -107,10 +107,10 @@ def begins_early_ns(driver: Driver, cost_ns: int) -> int:
 def test_a_herd_is_begun_earlier_by_what_it_takes() -> None:
     driver = Driver()
     for _ in range(3):
-        driver.ask("timer.schedule_many", {"timers": timers(1_000, 1_000)})
+        driver.ask("timer.schedule_many", {"timers": timers(1_000, 3_000)})
     assert begins_early_ns(driver, 20_000) == 2 * MS + 3_000 * 20_000
-    assert begins_early_ns(driver, 100_000) == 100 * MS  # lead_max
-    assert len(driver.pass_(2)) == 3_000
+    assert begins_early_ns(driver, 900_000) == 2_000 * MS  # herd_max
+    assert len(driver.pass_(4)) == 3_000
 
 
 def test_spread_evenly_nothing_is_begun_earlier() -> None:

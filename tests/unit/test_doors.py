@@ -337,6 +337,7 @@ def publish(doors: Doors, count: int, size: int = 100, type: str = "timer.expire
     for seq in range(count):
         topic = f"t/default/e/{type}/n/tmr_{seq}".encode()
         doors.events.publish("default", type, topic, seq, bytes(size))
+    doors.events.flush()
 
 
 def ordinals(peer: Socket, wait_ms: int = 20) -> list[tuple[int, ...]]:
