@@ -412,6 +412,17 @@ cdef class Encoder:
         to = put_json(to, parts.payload, parts.payload_bytes)
         return put(to, "}", 1)
 
+    def expiry(self, uint64_t seq, bytes data not None, bint wanted) -> tuple:
+        """What an `expired` record says of its release: the due in UTC and whether it is a misfire;
+        its topic and its body, if they are wanted, else b"" and None."""
+        cdef const char* raw = PyBytes_AS_STRING(data)
+        if PyBytes_GET_SIZE(data) < HEAD:
+            raise ValueError(f"event {seq} is cut short at {PyBytes_GET_SIZE(data)} bytes")
+        cdef bint misfire = u16(raw + 6) & MISFIRE != 0
+        if not wanted:
+            return i64(raw + 24), misfire, b"", None
+        return i64(raw + 24), misfire, self.topic(data), self.event(seq, data)
+
     def topic(self, bytes data not None) -> bytes:
         """The topic of a record: t/<tenant>/e/<type>/<name, percent-encoded>/<timer id>."""
         cdef const char* raw = PyBytes_AS_STRING(data)

@@ -9,6 +9,7 @@ Arming follows the decision at once too; docs/decisions/0001-arming.md says why 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from edgenode.definitions import slim
 from edgenode.encode import Identity
 from engine._hot import HotSet
 from engine.clock import Now, tick_at_or_after
+from engine.pulse import Left
 from engine.record import (
     FLAG_BLOB,
     FLAG_SLIM,
@@ -48,6 +50,9 @@ TICK_NS = (
 )  # the wheel's unit, 1.05 ms: the release is exact, the wheel only hands over ahead
 
 
+_receipt = struct.Struct("<Qq").pack
+
+
 class StoreLog(Log, LogReader, Protocol):
     """The log, both ways."""
 
@@ -58,11 +63,15 @@ class StoreTables(Tables, TablesReader, Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """A closed turn: what to commit (None: nothing), and what may leave once that is durable."""
+    """A closed turn: what to commit (None: nothing), and what may leave once that is durable.
+
+    opened_ns, fires_since_ns: when its first request and its first fire were decided; 0: none was.
+    """
 
     batch: Batch | None
     answers: list[Answer]
     opened_ns: int
+    fires_since_ns: int
 
 
 class Awaited(NamedTuple):
@@ -108,6 +117,7 @@ class Ledger:
     receipts: bytearray = field(default_factory=bytearray)
     receipts_since_ns: int = 0
     opened_ns: int = 0
+    fires_since_ns: int = 0
     unreleased: dict[int, Awaited] = field(default_factory=dict)  # expired, not yet receipted
     receipted: set[int] = field(default_factory=set)
     waiting_receipt: deque[int] = field(default_factory=deque)
@@ -295,17 +305,32 @@ class Ledger:
         """Write an event of the node itself; `data` is its JSON."""
         self.events.append(pack_event(self.next_seq, kind, 0, self.now.utc_ns, 0, 0, 0, None, data))
 
-    def receipt(self, seq: int, fired_ns: int) -> Awaited | None:
-        """Write down when an expired event left; what was awaited, if anything."""
-        if not self.receipts:
-            self.receipts_since_ns = fired_ns - self.now.shift_ns
-        self.receipts += seq.to_bytes(8, "little") + fired_ns.to_bytes(8, "little")
-        self.receipted.add(seq)
-        self.fired[seq] = fired_ns
-        return self.unreleased.pop(seq, None)
+    def receipt(self, seq: int, fired_ns: int) -> None:
+        """Write down when one expired event left."""
+        self.receipts_of([(seq, fired_ns, 0, False)])
+
+    def receipts_of(self, left: list[Left]) -> list[tuple[int, Awaited, int]]:
+        """Write down when expired events left: seq, what was awaited and when it left, of those
+        that are later than their budget. 1 us each."""
+        over = []
+        if left and not self.receipts:
+            self.receipts_since_ns = left[0][1] - self.now.shift_ns
+        awaited_of, receipted, fired = self.unreleased.pop, self.receipted.add, self.fired
+        packed = []
+        for seq, fired_ns, late_ns, _ in left:
+            packed.append(_receipt(seq, fired_ns))
+            receipted(seq)
+            fired[seq] = fired_ns
+            awaited = awaited_of(seq, None)
+            if awaited is not None and 0 < awaited.budget_ns < late_ns:
+                over.append((seq, awaited, fired_ns))
+        self.receipts += b"".join(packed)
+        return over
 
     def expect_receipt(self, seq: int, awaited: Awaited) -> None:
         """An expired event was written (or found at start) that has yet to leave."""
+        if not self.fires_since_ns:
+            self.fires_since_ns = self.now.steady_ns
         self.unreleased[seq] = awaited
         self.waiting_receipt.append(seq)
 
@@ -366,7 +391,10 @@ class Ledger:
             self.first_seq += len(self.events)
             self.events, self.notes = [], []
             self.receipts = bytearray()
-        outcome = Outcome(batch, self.answers, self.opened_ns)
+        fires_since_ns = self.fires_since_ns if batch is not None else 0
+        outcome = Outcome(batch, self.answers, self.opened_ns, fires_since_ns)
+        if batch is not None:
+            self.fires_since_ns = 0
         self.answers = []
         self.opened_ns = 0
         return outcome

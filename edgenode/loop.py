@@ -24,7 +24,7 @@ from edgenode.fire import tell_late
 from edgenode.lead import Lead
 from edgenode.ledger import Outcome
 from edgenode.logs import say
-from edgenode.metrics import LATE_US, Metrics
+from edgenode.metrics import Metrics
 from edgenode.node import OPS, Node
 from edgenode.publish import Publisher
 from edgenode.recovery import Recovered, anchor_note
@@ -275,12 +275,10 @@ class Loop:
         if outcome.opened_ns:
             self.metrics.turn_us.record((now.steady_ns - outcome.opened_ns) // 1_000)
         if batch.events:
-            expiries = self.publisher.settled(
-                batch.first_seq, batch.events, now.shift_ns, ledger.unreleased
-            )
+            self.publisher.settled(batch.first_seq, batch.events, now.shift_ns, ledger.unreleased)
             ledger.settled_seq = batch.first_seq + len(batch.events) - 1
-            if expiries:
-                self._feed_lead(now.utc_ns - batch.at_ns)
+            if outcome.fires_since_ns:
+                self._feed_lead(now.steady_ns - outcome.fires_since_ns)
         for at in range(0, len(batch.receipts), 16):
             ledger.fired.pop(int.from_bytes(batch.receipts[at : at + 8], "little"), None)
         self.settled_commit = turn.commit
@@ -304,10 +302,10 @@ class Loop:
             events.retry()
             events.flush()
         self._looked_ns = ledger.now.steady_ns
-        for seq, fired_ns, late_ns, misfire in events.take():
-            awaited = ledger.receipt(seq, fired_ns)
-            self._count_fire(late_ns // 1_000, misfire)
-            if awaited is not None and 0 < awaited.budget_ns < late_ns:
+        left = events.take()
+        if left:
+            self.metrics.left(left)
+            for seq, awaited, fired_ns in ledger.receipts_of(left):
                 self.metrics.count(self.metrics.over_budget, ledger.identity.tenant)
                 tell_late(ledger, seq, awaited, fired_ns)
 
@@ -315,15 +313,7 @@ class Loop:
         """The store has failed: expiries that have not left are found again in the log, those that
         have are in `ledger.fired`."""
         self.events.clear()
-        for seq, fired_ns, _, _ in self.events.take():
-            self.recovered.ledger.receipt(seq, fired_ns)
-
-    def _count_fire(self, lateness_us: int, misfire: bool) -> None:
-        metrics = self.metrics
-        metrics.fired += 1
-        metrics.lateness_us.record(lateness_us)
-        metrics.late += lateness_us > LATE_US
-        metrics.misfires += misfire
+        self.recovered.ledger.receipts_of(self.events.take())
 
     # ------------------------------------------------------------------------------- regular work
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine.pulse import Left
+
 _BITS = 5  # 32 buckets for each power of two: 3 % wide
 _SIZE = (64 - _BITS) << _BITS
 
@@ -69,6 +71,17 @@ class Metrics:
     problems: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # what the doors could not send
 
+    def left(self, left: list[Left]) -> None:
+        """Count expiries that have left."""
+        record = self.lateness_us.record
+        self.fired += len(left)
+        for _, _, late_ns, misfire in left:
+            record(late_ns // 1_000)
+            if late_ns > LATE_NS:
+                self.late += 1
+            if misfire:
+                self.misfires += 1
+
     def fires(self) -> dict[str, object]:
         """Counts of expirations that left."""
         return {
@@ -88,3 +101,4 @@ class Metrics:
 
 
 LATE_US = 5_000  # an expiration that left later than this counts as late
+LATE_NS = LATE_US * 1_000

@@ -27,7 +27,7 @@ from engine.timer import State
 from minoots.wire.problems import Refused, refusal
 
 FIRE_COST_NS = 15_000  # before it is known
-GATHER_NS_MAX = 4_000_000  # by which a fire may be committed earlier than the lead asks
+GATHER_NS_MAX = 5_000_000  # by which a fire may be committed earlier than the lead asks
 
 Steps = Generator[int, None, bytes]
 
@@ -300,13 +300,15 @@ class Node:
         """
         ledger = self.ledger
         now_ns, cost_ns = ledger.now.steady_ns, self.fire_cost_ns
-        # A little more than the lead asks for: fires share a commit, and the node sleeps longer.
-        more_ns = min(self.lead_ns // 2, GATHER_NS_MAX)
-        tick = tick_floor(now_ns + self.lead_ns + more_ns, TICK_NS)
         herd = ledger.hot.must_begin(now_ns, self._look_ticks, cost_ns, TICK_NS, self.lead_ns)
-        tick = max(tick, herd)
         # The wheel does not go back, though a lead that shrinks would have it.
-        self._wheel_tick = tick = max(tick, self._wheel_tick)
+        tick = max(tick_floor(now_ns + self.lead_ns, TICK_NS), herd, self._wheel_tick)
+        first = ledger.hot.next_tick()
+        if first is not None and first <= tick:
+            # What is due soon after comes along: fires share a commit, the disk has fewer to make.
+            more_ns = min(self.lead_ns // 2, GATHER_NS_MAX)
+            tick = max(tick, tick_floor(now_ns + self.lead_ns + more_ns, TICK_NS))
+        self._wheel_tick = tick
         ids = ledger.hot.advance(tick, limit)
         self.fires_behind = len(ids) == limit and self._late_ns(ids[-1]) > self._overload_ns
         for at, id in enumerate(ids):

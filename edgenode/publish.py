@@ -14,7 +14,7 @@ from edgenode._encode import Encoder
 from edgenode.encode import Identity
 from edgenode.ledger import Awaited
 from engine.pulse import Release
-from engine.record import EVENT_HEAD, FLAG_MISFIRE, Kind
+from engine.record import Kind
 
 
 class Feed(Protocol):
@@ -29,14 +29,14 @@ class Feed(Protocol):
     def tally(self, tenant: str, type: str, count: int) -> None:
         """Count events that nobody wanted."""
 
-    def hold(self, tenant: str, type: str, release: Release) -> None:
+    def counter(self, tenant: str, type: str) -> int:
+        """The counter of a tenant's events of one type."""
+
+    def hold(self, counter: int, release: Release) -> None:
         """Let an expiry out at its instant."""
 
     def flush(self) -> None:
         """Have what was handed over be seen at once."""
-
-
-EXPIRED = encode.KIND_NAMES[Kind.EXPIRED]
 
 
 class Publisher:
@@ -50,6 +50,7 @@ class Publisher:
         self._encoder = Encoder(*identity)
         self._feed = feed
         self._boot_shift_ns = boot_shift_ns
+        self._expired = feed.counter(identity.tenant, encode.KIND_NAMES[Kind.EXPIRED])
         self._prefixes = {
             kind: f"t/{identity.tenant}/e/{name}/".encode()
             for kind, name in encode.KIND_NAMES.items()
@@ -57,18 +58,14 @@ class Publisher:
 
     def settled(
         self, first_seq: int, events: list[bytes], shift_ns: int, awaited: Mapping[int, Awaited]
-    ) -> int:
-        """Take the events of a commit that is durable now; how many are expiries.
-
-        shift_ns: UTC minus steady; awaited: of the expiries that have not left.
-        """
-        expiries = 0
+    ) -> None:
+        """Take the events of a commit that is durable now. shift_ns: UTC minus steady; awaited: of
+        the expiries that have not left."""
         unwanted: dict[int, int] = {}
         for seq, data in enumerate(events, first_seq):
             kind = data[5]
             if kind == Kind.EXPIRED:
                 self.hold(seq, data, awaited[seq], shift_ns)
-                expiries += 1
             elif not self._feed.wanted(self._prefixes[kind]):
                 unwanted[kind] = unwanted.get(kind, 0) + 1
             else:
@@ -78,7 +75,6 @@ class Publisher:
         if unwanted:
             self._tally(unwanted)
         self._feed.flush()
-        return expiries
 
     def tell(self, seq: int, data: bytes) -> None:
         """Publish one event that is no expiry."""
@@ -101,18 +97,9 @@ class Publisher:
 
     def hold(self, seq: int, data: bytes, awaited: Awaited, shift_ns: int) -> None:
         """Give an expiry to the pulse."""
-        topic, body = b"", None
-        if self._feed.wanted(self._prefixes[Kind.EXPIRED]):
-            topic, body = self._encoder.topic(data), self._encoder.event(seq, data)
-        _, _, _, flags, _, _, due_utc_ns, _, _ = EVENT_HEAD.unpack_from(data)
-        steady_ns = awaited.due_ns - (shift_ns if awaited.wall else 0)
-        release = Release(
-            steady_ns + self._boot_shift_ns,
-            seq,
-            due_utc_ns,
-            awaited.wall,
-            bool(flags & FLAG_MISFIRE),
-            topic,
-            body,
-        )
-        self._feed.hold(self._tenant, EXPIRED, release)
+        wanted = self._feed.wanted(self._prefixes[Kind.EXPIRED])
+        due_utc_ns, misfire, topic, body = self._encoder.expiry(seq, data, wanted)
+        _, due_ns, wall, _ = awaited
+        boot_ns = due_ns - (shift_ns if wall else 0) + self._boot_shift_ns
+        release = (boot_ns, seq, due_utc_ns, wall, misfire, topic, body)
+        self._feed.hold(self._expired, release)

@@ -89,7 +89,7 @@ class VirtualPulse:
             return False
         self.held_count += 1
         self._order += 1
-        heapq.heappush(self._waiting, (release.due_ns, self._order, counter, release))
+        heapq.heappush(self._waiting, (release[0], self._order, counter, release))
         return True
 
     def take(self) -> list[Left]:
@@ -103,8 +103,8 @@ class VirtualPulse:
         """See `engine.pulse.Releases`."""
         moved = []
         for due_ns, order, counter, release in self._waiting:
-            by = by_ns if release.wall else 0
-            moved.append((due_ns + by, order, counter, release._replace(due_ns=due_ns + by)))
+            moved_ns = due_ns + (by_ns if release[3] else 0)
+            moved.append((moved_ns, order, counter, release))
         self._waiting = moved
         heapq.heapify(moved)
 
@@ -128,6 +128,7 @@ class VirtualPulse:
             "wakes": 0,
             "releases": self._order - len(self._waiting),
             "held": self.held_count,
+            "handed_late": 0,
             "spin_us": 0,
             "spin_share": 0.0,
             "dropped_full": 0,
@@ -143,11 +144,12 @@ class VirtualPulse:
         """Let out what is due: the real one does so by itself."""
         now_ns = self._clock.steady_boot_ns()
         while self._waiting and self._waiting[0][0] <= now_ns:
-            _, _, counter, release = heapq.heappop(self._waiting)
-            late_ns = now_ns - release.due_ns
-            fired_ns = release.due_utc_ns + late_ns
-            self._leave(release.seq, counter, fired_ns, release.topic, release.body)
-            self._left.append((release.seq, fired_ns, late_ns, release.misfire))
+            due_ns, _, counter, release = heapq.heappop(self._waiting)
+            _, seq, due_utc_ns, _, misfire, topic, body = release
+            late_ns = now_ns - due_ns
+            fired_ns = due_utc_ns + late_ns
+            self._leave(seq, counter, fired_ns, topic, body)
+            self._left.append((seq, fired_ns, late_ns, misfire))
 
     def _leave(
         self, seq: int, counter: int, fired_ns: int, topic: bytes, body: bytes | None

@@ -42,7 +42,7 @@ cdef class Pulse:
     cdef Reach reach          # how long before an instant it wakes up to spin
     cdef int64_t patience_ns, patience_at_ns
     cdef int want_fifo, fifo_error, lock_error, slack_error
-    cdef uint64_t wakes, releases, dropped_full, send_errors
+    cdef uint64_t wakes, releases, handed_late, dropped_full, send_errors
 
     # The turn's side.
     cdef Slot *take_slot(self, uint32_t *at, uint32_t spare) except? NULL

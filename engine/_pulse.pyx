@@ -212,7 +212,7 @@ cdef class Pulse:
         found = {"policy": "other" if self.fifo_error else "fifo", "policy_refused": refused}
         found |= {"locked": self.lock_error == 0, "slack_ns": 50_000 if self.slack_error else 1}
         found |= {"reach_us": self.reach.ns // 1_000, "wakes": self.wakes}
-        found |= {"releases": self.releases, "held": self.held_count}
+        found |= {"releases": self.releases, "held": self.held_count, "handed_late": self.handed_late}
         cdef object spin_ns = self.reach.spin_ns
         found |= {"spin_us": spin_ns // 1_000, "spin_share": round(spin_ns / passed_ns, 5)}
         return found | {"dropped_full": self.dropped_full, "send_errors": self.send_errors}
@@ -344,6 +344,7 @@ cdef class Pulse:
         while ring_take(&self.shared.inward, &at):
             slot = &self.shared.slots[at]
             if slot.errand == EXPIRY:
+                self.handed_late += slot.due_ns < boot_ns()
                 item.due_ns, item.order, item.slot = slot.due_ns, self.order, at
                 self.order += 1
                 heap_put(&self.shared.heap, item)

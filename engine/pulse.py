@@ -10,24 +10,17 @@ and stand in the stamp.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 COUNTERS_ROW = 256
 COUNTERS = 4_096
 SLOTS = 131_072  # events under way at one time
 
 
-class Release(NamedTuple):
-    """An expiry that waits for its instant; topic and body are there if somebody wants them."""
-
-    due_ns: int  # BOOTTIME
-    seq: int
-    due_utc_ns: int
-    wall: bool  # due by the wall clock: moves with it
-    misfire: bool
-    topic: bytes
-    body: bytes | None
-
+# An expiry that waits for its instant: its due on BOOTTIME; seq; due in UTC; whether it is due by
+# the wall clock, and moves with it; whether it is a misfire; topic and body, if somebody wants them.
+# A plain tuple, as one is made for each fire.
+Release = tuple[int, int, int, bool, bool, bytes, bytes | None]
 
 Left = tuple[int, int, int, bool]  # seq, fired_ns (UTC), late_ns, misfire
 

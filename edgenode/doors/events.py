@@ -119,19 +119,18 @@ class EventsDoor:
 
     def publish(self, tenant: str, type: str, topic: bytes, seq: int, body: bytes) -> None:
         """Let one event out at once. type: short. 0.5 us."""
-        counter = self._counter(tenant, type)
+        counter = self.counter(tenant, type)
         if self._waiting or not self._pulse.send(seq, counter, topic, body):
             self._waiting.append(_Late(counter, None, seq, topic, body))
 
     def tally(self, tenant: str, type: str, count: int) -> None:
         """Count events that nobody wanted. 0.3 us."""
-        counter = self._counter(tenant, type)
+        counter = self.counter(tenant, type)
         if self._waiting or not self._pulse.tally(counter, count):
             self._waiting.append(_Late(counter, None, count))
 
-    def hold(self, tenant: str, type: str, release: Release) -> None:
+    def hold(self, counter: int, release: Release) -> None:
         """Let an expiry out at its instant. 0.5 us."""
-        counter = self._counter(tenant, type)
         if self._waiting or not self._pulse.hold(release, counter):
             self._waiting.append(_Late(counter, release))
             self._waiting_held += 1
@@ -173,8 +172,10 @@ class EventsDoor:
         """UTC was set: expiries of the wall clock are due `by_ns` later."""
         self._pulse.move(by_ns)
         for at, late in enumerate(self._waiting):
-            if late.release is not None and late.release.wall:
-                moved = late.release._replace(due_ns=late.release.due_ns + by_ns)
+            if late.release is not None:
+                due_ns, seq, due_utc_ns, wall, misfire, topic, body = late.release
+                due_ns += by_ns if wall else 0
+                moved = (due_ns, seq, due_utc_ns, wall, misfire, topic, body)
                 self._waiting[at] = late._replace(release=moved)
 
     def clear(self) -> None:
@@ -183,7 +184,8 @@ class EventsDoor:
         self._waiting_held = 0
         self._pulse.clear()
 
-    def _counter(self, tenant: str, type: str) -> int:
+    def counter(self, tenant: str, type: str) -> int:
+        """The counter of a tenant's events of one type."""
         counter = self._counters.get((tenant, type))
         if counter is None:
             row = self._rows.setdefault(tenant, len(self._rows) * COUNTERS_ROW)

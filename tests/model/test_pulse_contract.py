@@ -118,7 +118,7 @@ def edge(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def release(seq: int, due_ns: int, *, wall: bool = False, body: bytes | None = b"{}") -> Release:
-    return Release(due_ns, seq, UTC0 + due_ns, wall, False, b"t/%d" % seq, body)
+    return (due_ns, seq, UTC0 + due_ns, wall, False, b"t/%d" % seq, body)
 
 
 def take_all(edge: Any, count: int) -> list[Left]:

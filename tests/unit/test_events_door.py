@@ -45,15 +45,15 @@ def stamps(pulse: FakePulse) -> list[tuple[int, ...]]:
 
 
 def release(seq: int, due_ns: int, *, wall: bool = False) -> Release:
-    return Release(due_ns, seq, due_ns, wall, False, b"t/%d" % seq, b"{}")
+    return (due_ns, seq, due_ns, wall, False, b"t/%d" % seq, b"{}")
 
 
 def test_every_event_carries_its_numbers() -> None:
     pulse = FakePulse()
     door = EventsDoor(pulse)
     door.publish("default", "timer.scheduled", b"t/a", 11, b"{}")
-    door.hold("default", "timer.expired", release(12, 1_500))
-    door.hold("other", "timer.expired", release(13, 1_400))
+    door.hold(door.counter("default", "timer.expired"), release(12, 1_500))
+    door.hold(door.counter("other", "timer.expired"), release(13, 1_400))
     assert [frames[0] for frames in pulse.sent] == [b"t/a"]
     pulse.clock.advance(600)
     assert door.take() == [(13, 1_600, 200, False), (12, 1_600, 100, False)]
@@ -73,7 +73,7 @@ def test_without_room_events_wait_in_order_and_nothing_is_lost() -> None:
     pulse = FakePulse(room=1)
     door = EventsDoor(pulse)
     for seq in (1, 2):
-        door.hold("default", "timer.expired", release(seq, 2_000))
+        door.hold(door.counter("default", "timer.expired"), release(seq, 2_000))
     door.publish("default", "timer.scheduled", b"t/c", 3, b"{}")
     assert door.is_full
     assert door.held_count == 2
@@ -91,7 +91,7 @@ def test_those_that_wait_for_room_move_with_the_wall_clock_and_are_forgotten_too
     pulse = FakePulse(room=1)
     door = EventsDoor(pulse)
     for seq in (1, 2, 3):
-        door.hold("default", "timer.expired", release(seq, 2_000, wall=seq != 3))
+        door.hold(door.counter("default", "timer.expired"), release(seq, 2_000, wall=seq != 3))
     door.move(500)
     pulse.clock.advance(1_000)
     assert door.take() == []
