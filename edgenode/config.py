@@ -267,6 +267,12 @@ def _across(config: Config) -> list[str]:
         faults.append("engine.lead_min is above engine.lead_max; lower it")
     if config.doors.http:
         faults.append(f"doors.http is {config.doors.http!r}; it is not served yet, write ''")
+    reference = config.clock.reference
+    if reference not in ("", "kernel") and not reference.startswith(("tcp://", "ipc://")):
+        faults.append(
+            f"clock.reference is {reference!r}; write 'kernel', '' or a control door such as "
+            "'tcp://127.0.0.1:7410'"
+        )
     return faults
 
 

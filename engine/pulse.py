@@ -18,8 +18,8 @@ SLOTS = 131_072  # events under way at one time
 
 
 # An expiry that waits for its instant: its due on BOOTTIME; seq; due in UTC; whether it is due by
-# the wall clock, and moves with it; whether it is a misfire; topic and body, if somebody wants them.
-# A plain tuple, as one is made for each fire.
+# the wall clock, and moves with it; whether it is a misfire; topic and body, if they are wanted. A
+# plain tuple, as one is made for each fire.
 Release = tuple[int, int, int, bool, bool, bytes, bytes | None]
 
 Left = tuple[int, int, int, bool]  # seq, fired_ns (UTC), late_ns, misfire

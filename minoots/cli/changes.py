@@ -61,6 +61,9 @@ def _payload(text: str | None) -> Any:
 @when
 @click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most N occurrences.")
 @click.option("--until", metavar="T", help="No occurrence is due at or after T.")
+@click.option(
+    "--lateness-budget", metavar="D", help="A fire later than D is told by timer.late too."
+)
 @click.option("--payload", metavar="JSON|@FILE|-", help="Handed back with every event.")
 @click.option("--label", "labels", metavar="K=V", multiple=True, help="May be repeated.")
 @click.option("--dry-run", is_flag=True, help="Show when it would fire; schedule nothing.")
@@ -77,6 +80,7 @@ def schedule(
     tz: str | None,
     most: int | None,
     until: str | None,
+    lateness_budget: str | None,
     payload: str | None,
     labels: tuple[str, ...],
     dry_run: bool,
@@ -101,6 +105,8 @@ def schedule(
 
         show_dues(None, count, asked)
         return
+    if lateness_budget is not None:
+        asked["lateness_budget"] = lateness_budget
     content, marks = _payload(payload), labels_of(labels)
     with settings().client() as client:
         view = client.schedule(name, payload=content, labels=marks, idem=idem, **asked)

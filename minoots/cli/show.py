@@ -171,6 +171,8 @@ def timer(view: TimerView, kept: Settings, *, now_ns: int) -> None:
     rows.append(("occurrence", f"{view.occurrence}{of}"))
     if view.expires_at is not None:
         rows.append(("until", view.expires_at))
+    if view.lateness_budget is not None:
+        rows.append(("lateness budget", view.lateness_budget))
     if view.labels:
         rows.append(("labels", plain(labels_text(view.labels))))
     if view.payload is not None:

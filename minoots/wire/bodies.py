@@ -167,6 +167,7 @@ class TimerView(msgspec.Struct, omit_defaults=True, kw_only=True):
     payload: Any = None
     max_occurrences: int | None = None
     expires_at: str | None = None
+    lateness_budget: str | None = None
     remaining: str | None = None
     replayed: bool = False
 

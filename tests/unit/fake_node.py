@@ -47,6 +47,7 @@ class FakeNode:
         self.timers: dict[str, dict[str, Any]] = {}
         self.log: list[dict[str, Any]] = []  # the event with seq n is log[n - 1]
         self.unreleased: set[int] = set()
+        self.clock_held = False
         self.notes: dict[str, tuple[bytes, dict[str, Any]]] = {}
         self.requests: list[tuple[str, dict[str, Any], Any]] = []
         self.drop_replies = 0

@@ -45,7 +45,13 @@ def stats(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
         "lateness_us": {"p50": 21, "p99": 90, "max": 340},
         "lead_us": int(node.lead_s * 1e6),
         "turn_us": {"p50": 80, "p99": 400},
+        "clock": {"state": "following", "error_us": 340, "held": node.clock_held},
     }
+
+
+def time_accept(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
+    accepted, node.clock_held = node.clock_held, False
+    return {"accepted": accepted}
 
 
 def health(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:

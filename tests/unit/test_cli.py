@@ -241,6 +241,26 @@ def test_the_node_itself(run: Run, node: FakeNode) -> None:
     run("health", code=1)
 
 
+def test_the_clock_and_agreeing_with_it(run: Run, node: FakeNode) -> None:
+    assert "340" in run("clock").stdout
+    assert "nothing to accept: UTC is not in doubt" in run("clock", "--accept").stdout
+    node.clock_held = True
+    assert told(run("clock", "--json")) == {
+        "accepted": False,
+        "state": "following",
+        "error_us": 340,
+        "held": True,
+    }
+    assert run("clock", "--accept").stdout.endswith("UTC is accepted\n")
+    assert not node.clock_held
+
+
+def test_a_budget_of_lateness(run: Run, node: FakeNode) -> None:
+    run("schedule", "strict", "--in", "4m", "--lateness-budget", "5ms")
+    (timer,) = node.timers.values()
+    assert timer["lateness_budget"] == "5ms"
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(run: Run, shell: str) -> None:
     script = run("completion", shell).stdout

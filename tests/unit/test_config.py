@@ -1,0 +1,35 @@
+"""The configuration: what is wrong is told with its key, its value and what to write."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgenode.config import ConfigError, load
+
+
+def faults(**environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(None, environ, {})
+    return caught.value.faults
+
+
+def test_a_reference_is_the_kernel_or_a_control_door() -> None:
+    for text in ("kernel", "", "tcp://127.0.0.1:7410", "ipc:///run/other.sock"):
+        assert load(None, {"MINOOTS__CLOCK__REFERENCE": text}, {}).clock.reference == text
+    assert faults(MINOOTS__CLOCK__REFERENCE="ntp.example") == [
+        "clock.reference is 'ntp.example'; write 'kernel', '' or a control door such as "
+        "'tcp://127.0.0.1:7410'"
+    ]
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    found = faults(
+        MINOOTS__CLOCK__HOLD_ABOVE="1ms",
+        MINOOTS__ENGINE__SPIN_PERCENT="200",
+        MINOOTS__ENGINE__REALTIME="maybe",
+    )
+    assert found == [
+        "MINOOTS__ENGINE__SPIN_PERCENT: is 200; the range is 0 to 100",
+        "MINOOTS__ENGINE__REALTIME: is 'maybe'; choose one of auto, on, off",
+        "MINOOTS__CLOCK__HOLD_ABOVE: is '1ms'; the range is 1s to 521w3d",
+    ]
