@@ -37,6 +37,7 @@ from minoots.wire.problems import refusal
 FIRE_LIMIT = 512  # timers fired before requests are looked at again
 LATER_LIMIT = 64  # small requests that were put aside and are decided in one pass
 SWEEP_BUDGET = 4_096  # slots of the hot set that are swept in one pass: 7 us
+COSTED_MIN = 256  # fires in one pass that tell what one takes
 COST_NS_MAX = 100_000  # a fire is not believed to take longer
 DRAIN_WAIT_NS = 1_000_000_000  # longest wait for one commit while stopping
 DRAIN_LOOK_NS = 2_000_000  # between two looks at what is still to leave
@@ -127,11 +128,11 @@ class Loop:
 
     def step(self) -> None:
         """One pass: everything that can be done without waiting, once."""
-        self._tick()
+        began_ns = self._tick().steady_ns
         self.settle()
         self.take_left()
         self._accept()
-        self._fire()
+        fires = self._fire()
         self._resume()
         self._send_free()
         self.settle()
@@ -142,6 +143,9 @@ class Loop:
             self.submit()
         self.settle()
         self._regular()
+        if fires >= COSTED_MIN:
+            now_ns = self.recovered.timescale.now(self.clock).steady_ns
+            self._learn_cost(now_ns - began_ns, fires)
 
     def _tick(self) -> Now:
         now = self.recovered.timescale.now(self.clock)
@@ -158,17 +162,18 @@ class Loop:
         for door, frames, principal in came:
             self._guard(door, frames, partial(self.node.accept, door, frames, principal))
 
-    def _fire(self) -> None:
-        """Decide what is due within the lead, and learn what one takes."""
+    def _fire(self) -> int:
+        """Decide what is due within the lead; how many."""
         if self.events.is_full:
             self.node.fires_behind = True
-            return
-        before_ns = self._tick().steady_ns
-        count = self.node.fire(FIRE_LIMIT)
-        if count:
-            took_ns = (self.recovered.timescale.now(self.clock).steady_ns - before_ns) // count
-            cost_ns = self.node.fire_cost_ns
-            self.node.fire_cost_ns = cost_ns + (min(took_ns, COST_NS_MAX) - cost_ns) // 8
+            return 0
+        self._tick()
+        return self.node.fire(FIRE_LIMIT)
+
+    def _learn_cost(self, took_ns: int, fires: int) -> None:
+        """What a fire takes when there are many: the whole pass, as letting them out counts too."""
+        cost_ns = self.node.fire_cost_ns
+        self.node.fire_cost_ns = cost_ns + (min(took_ns // fires, COST_NS_MAX) - cost_ns) // 8
 
     def _guard(self, door: int, frames: Frames, decide: Callable[[], object]) -> None:
         """Decide one request; a fault of ours that it finds is answered, and the node goes on.

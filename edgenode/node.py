@@ -26,7 +26,7 @@ from engine.clock import Now, tick_floor
 from engine.timer import State
 from minoots.wire.problems import Refused, refusal
 
-FIRE_COST_NS = 15_000  # before it is known
+FIRE_COST_NS = 20_000  # before it is known
 GATHER_NS_MAX = 5_000_000  # by which a fire may be committed earlier than the lead asks
 
 Steps = Generator[int, None, bytes]
