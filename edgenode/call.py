@@ -20,6 +20,7 @@ from minoots.wire.frames import (
     HEADER_BYTES_MAX,
     IDEM_BYTES_MAX,
     MAGIC,
+    PARTIAL,
     PROBLEM,
     QUERY,
     Header,
@@ -28,7 +29,7 @@ from minoots.wire.problems import Refused, refusal
 from minoots.wire.times import parse_instant
 
 _header = msgspec.json.Decoder(Header)
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 _T = TypeVar("_T")
 
 Frames = tuple[bytes, ...]
@@ -153,6 +154,11 @@ def final(call: Call, body: bytes) -> Answer:
     return Answer(call.door, (call.peer, MAGIC, FINAL, call.corr, b"{}", body))
 
 
+def partial(call: Call, body: bytes) -> Answer:
+    """A part of the reply to a call; more follows."""
+    return Answer(call.door, (call.peer, MAGIC, PARTIAL, call.corr, b"{}", body))
+
+
 def problem(door: int, peer: bytes, corr: bytes, refused: Refused) -> Answer:
     """The problem as an answer."""
     return Answer(door, (peer, MAGIC, PROBLEM, corr, b"{}", problem_json(refused)))
@@ -160,4 +166,4 @@ def problem(door: int, peer: bytes, corr: bytes, refused: Refused) -> Answer:
 
 def problem_json(refused: Refused) -> bytes:
     """The problem's JSON."""
-    return _encode(refused.problem)
+    return encode(refused.problem)

@@ -137,6 +137,7 @@ class LimitsSection:
         8_192, 64, 1_048_576, "events decided before a commit is waited for"
     )
     drain_max: int = _int(256, 1, 65_536, "requests taken from a door at one time")
+    consumers_max: int = _int(1_000, 0, 100_000, "durable consumers")
     connections_max: int = _int(1_024, 1, 65_535, "connections that open files must suffice for")
 
 

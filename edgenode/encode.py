@@ -35,6 +35,9 @@ KIND_NAMES: dict[int, str] = {
     Kind.CLOCK_RELEASED: "node.clock_released",
     Kind.CLOCK_SLEWED: "node.clock_slewed",
     Kind.SUSPENDED: "node.suspended",
+    Kind.CONSUMER_CREATED: "node.consumer_created",
+    Kind.CONSUMER_DELETED: "node.consumer_deleted",
+    Kind.DEAD_LETTERED: "node.dead_lettered",
 }
 
 STATE_NAMES: dict[int, str] = {state: state.name.lower() for state in State}

@@ -7,7 +7,8 @@ the event, so a key costs 64 bytes; other replies are short and are kept as they
 from __future__ import annotations
 
 from edgenode.call import Call
-from edgenode.ledger import Ledger, digest
+from edgenode.digest import digest
+from edgenode.ledger import Ledger
 from edgenode.verbs import create
 from engine.record import Note
 from minoots.wire.problems import refusal

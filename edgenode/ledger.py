@@ -8,17 +8,18 @@ Arming follows the decision at once too; docs/decisions/0001-arming.md says why 
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from edgenode._draft import write
 from edgenode._encode import Encoder
 from edgenode.call import Answer
 from edgenode.config import Config
+from edgenode.consumers import notes as consumer_notes
+from edgenode.consumers.room import Consumers
 from edgenode.definitions import slim
 from edgenode.encode import Identity
 from engine._hot import HotSet
@@ -44,6 +45,9 @@ from engine.store import Batch, Log, LogReader, Tables, TablesReader
 from engine.timer import TERMINAL, State, may
 from minoots.wire.problems import refusal
 from minoots.wire.times import IdMaker
+
+if TYPE_CHECKING:
+    from edgenode.consumers.deliver import Delivery
 
 TICK_NS = (
     1 << 20
@@ -102,6 +106,7 @@ class Ledger:
     hot: HotSet
     random_bits: Callable[[int], int]
     now: Now
+    consumers: Consumers
     chain: bytes = bytes(32)
     first_seq: int = 1
     horizon_ns: int = 0  # steady: what is due before it is armed
@@ -123,12 +128,14 @@ class Ledger:
     waiting_receipt: deque[int] = field(default_factory=deque)
     newer_notes: dict[bytes, bytes] = field(default_factory=dict)
     notes_order: deque[tuple[int, bytes]] = field(default_factory=deque)
+    notes_left: dict[bytes, int] = field(default_factory=dict)  # key -> its places in the order
     fired: dict[int, int] = field(default_factory=dict)  # receipts that are not durable yet
     breathe: Callable[[], None] = lambda: None  # a look at the clock inside a long decision
     accept_clock: Callable[[], None] = lambda: None  # believe UTC as it is
     ids: IdMaker = field(default_factory=IdMaker)
     _ids_at: Now | None = None
     encoder: Encoder = field(init=False)
+    delivery: Delivery = field(init=False)  # what looks after the consumers
 
     def __post_init__(self) -> None:
         self.encoder = Encoder(*self.identity)
@@ -340,6 +347,11 @@ class Ledger:
         self.notes.append(data)
         self.newer_notes[note.key] = data
 
+    def content(self, key: bytes) -> bytes | None:
+        """What a note of the node itself holds."""
+        data = self.newer_notes.get(key) or self.tables.note(key)
+        return None if data is None else unpack_note(data).reply
+
     def recall(self, key: bytes) -> Note | None:
         """What an idempotency key did."""
         data = self.newer_notes.get(key) or self.tables.note(key)
@@ -359,13 +371,22 @@ class Ledger:
         return waiting[0] - 1 if waiting else self.next_seq - 1
 
     @property
+    def next_left_ns(self) -> int | None:
+        """The steady instant at which the floor may rise next; None if nothing is awaited."""
+        self.floor()
+        awaited = self.unreleased.get(self.waiting_receipt[0]) if self.waiting_receipt else None
+        if awaited is None:
+            return None
+        return awaited.due_ns - (self.now.shift_ns if awaited.wall else 0)
+
+    @property
     def left_seq(self) -> int:
         """Every event up to this seq is durable and has left: replays and heartbeats end here."""
         return min(self.settled_seq, self.floor())
 
     def must_commit(self, *, receipts_too: bool) -> bool:
         """Whether there is something to commit. Receipts alone can wait for company."""
-        if self.events or self.notes:
+        if self.events or self.notes or self.consumers.is_changed:
             return True
         waited_ns = self.now.steady_ns - self.receipts_since_ns
         return bool(self.receipts) and (receipts_too or waited_ns >= self.config.log.receipt_delay)
@@ -375,6 +396,8 @@ class Ledger:
         the answers alone."""
         batch = None
         if commit:
+            for note in consumer_notes.changes(self.consumers):
+                self.remember(note)
             receipts, notes = bytes(self.receipts), b"".join(self.notes)
             self.chain = chain_hash(self.chain, self.first_seq, self.events, receipts, notes)
             batch = Batch(
@@ -387,7 +410,7 @@ class Ledger:
                 self.floor(),
                 self.trim_below,
             )
-            self.notes_order.extend((commit, data[8:24]) for data in self.notes)
+            self.order_notes(commit, [data[8:24] for data in self.notes])
             self.first_seq += len(self.events)
             self.events, self.notes = [], []
             self.receipts = bytearray()
@@ -404,7 +427,15 @@ class Ledger:
         order = self.notes_order
         while order and order[0][0] <= commit:
             _, key = order.popleft()
-            self.newer_notes.pop(key, None)
+            self.notes_left[key] -= 1
+            if not self.notes_left[key]:
+                del self.notes_left[key], self.newer_notes[key]
+
+    def order_notes(self, commit: int, keys: Iterable[bytes]) -> None:
+        """Notes are newer than the tables until those have reached the commit."""
+        for key in keys:
+            self.notes_order.append((commit, key))
+            self.notes_left[key] = self.notes_left.get(key, 0) + 1
 
     # ------------------------------------------------------------------------------- admission
 
@@ -417,12 +448,3 @@ class Ledger:
                 f"there are {self.live_count} timers; the limit is {limits.timers_max} "
                 "(timers_max); cancel some or raise it",
             )
-
-
-def digest(*parts: bytes) -> bytes:
-    """16 bytes that stand for `parts`, each told apart from the next."""
-    text = hashlib.sha256()
-    for part in parts:
-        text.update(len(part).to_bytes(8, "little"))
-        text.update(part)
-    return text.digest()[:16]

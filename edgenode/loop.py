@@ -41,6 +41,8 @@ COSTED_MIN = 256  # fires in one pass that tell what one takes
 COST_NS_MAX = 100_000  # a fire is not believed to take longer
 DRAIN_WAIT_NS = 1_000_000_000  # longest wait for one commit while stopping
 DRAIN_LOOK_NS = 2_000_000  # between two looks at what is still to leave
+LEFT_NS = 100_000  # after its instant an expiry has left
+HUNGRY_LOOK_NS = 1_000_000  # between two looks at what has left, for a consumer that waits
 ROOM_LOOK_NS = 1_000_000  # ... at whether the pulse has room again
 GREETING_NS = 10_000_000  # between two heartbeats that greet newcomers
 
@@ -134,8 +136,9 @@ class Loop:
         self._accept()
         fires = self._fire()
         self._resume()
-        self._send_free()
         self.settle()
+        self._serve_consumers()
+        self._send_free()
         self.submit()
         if not self.recovered.ledger.answers:  # small requests wait for the log, not for bulk too
             self._do_later()
@@ -209,6 +212,12 @@ class Loop:
             self._guard(job.call.door, frames, partial(self.node.go_on, job))
         if self._must_sweep(applied):
             self._swept_seq = ledger.hot.sweep(applied, SWEEP_BUDGET)
+
+    def _serve_consumers(self) -> None:
+        """Give consumers what has left by now, and do what their deadlines ask for."""
+        ledger = self.recovered.ledger
+        if len(ledger.events) < ledger.config.limits.turn_events_max:
+            ledger.delivery.serve()
 
     def _must_sweep(self, applied_seq: int) -> bool:
         """Whether the hot set holds what the tables hold by now: creates wait for that room."""
@@ -382,6 +391,10 @@ class Loop:
         keep = ledger.config.log
         oldest_kept = ledger.log.seq_at(now.utc_ns - keep.retention)
         below = min(oldest_kept, applied.seq, self._swept_seq, ledger.left_seq)
+        ledger.delivery.upkeep()
+        needed = ledger.consumers.floor
+        if needed is not None:
+            below = min(below, needed + 1)
         ledger.trim_below = max(tables.expire(below, now.utc_ns - keep.idem_keep), 0)
         self._check_room()
 
@@ -404,22 +417,31 @@ class Loop:
         node, ledger = self.node, self.recovered.ledger
         if node.free_answers or self._must_sweep(ledger.tables.applied().seq):
             return 0
-        if node.has_work and not ledger.answers:
+        if (node.has_work or ledger.delivery.is_behind) and not ledger.answers:
             return 0
         ready = self._log_is_free()
         if ready and (ledger.answers or ledger.events or ledger.notes):
             return 0
-        wake_ns = min(self.times.next(), self.recovered.horizon.next_ns)
+        wake_ns = min(self.times.next(), self.recovered.horizon.next_ns, ledger.delivery.next_ns)
         if ledger.receipts and ready:
             wake_ns = min(wake_ns, ledger.receipts_since_ns + ledger.config.log.receipt_delay)
         if self.events.held_count:
-            wake_ns = min(wake_ns, self._looked_ns + ledger.config.log.receipt_delay)
+            wake_ns = min(wake_ns, self._next_look_ns())
         if self.events.is_full:
             return self.recovered.timescale.boot_ns(ledger.now.steady_ns + ROOM_LOOK_NS)
         fire_ns = node.next_fire_ns()
         if fire_ns is not None:
             wake_ns = min(wake_ns, fire_ns)
         return self.recovered.timescale.boot_ns(wake_ns)
+
+    def _next_look_ns(self) -> int:
+        """When to look at what has left: soon for a consumer that waits, else now and then."""
+        ledger = self.recovered.ledger
+        look_ns = self._looked_ns + ledger.config.log.receipt_delay
+        left_ns = ledger.next_left_ns if ledger.consumers.hungry else None
+        if left_ns is None:
+            return look_ns
+        return min(look_ns, max(left_ns + LEFT_NS, self._looked_ns + HUNGRY_LOOK_NS))
 
     def drain(self) -> None:
         """Commit what is decided, let it out, wait for what is committed ahead (it is due within

@@ -20,7 +20,7 @@ from edgenode.fire import fire_due
 from edgenode.ledger import TICK_NS, Ledger
 from edgenode.principal import Principal
 from edgenode.verbs import about as about_verbs
-from edgenode.verbs import change, create, look
+from edgenode.verbs import change, consume, create, dead, look
 from edgenode.verbs.about import About
 from engine.clock import Now, tick_floor
 from engine.timer import State
@@ -34,9 +34,10 @@ Steps = Generator[int, None, bytes]
 
 class Op(NamedTuple):
     """One verb. changes: it writes, so it takes an idempotency key. creates: it makes timers, so it
-    waits when the tables are too far behind. bulk: large, so small requests go before it."""
+    waits when the tables are too far behind. bulk: large, so small requests go before it. One whose
+    run returns None is answered later, by the delivery."""
 
-    run: Callable[[Ledger, Call], bytes | Steps]
+    run: Callable[[Ledger, Call], bytes | Steps | None]
     changes: bool = False
     creates: bool = False
     bulk: bool = False
@@ -59,6 +60,18 @@ OPS: dict[str, Op] = {
     "time.accept": Op(about_verbs.time_accept, changes=True),
     "stream.snapshot": Op(look.snapshot, bulk=True),
     "stream.replay": Op(look.replay, bulk=True),
+    "consumer.create": Op(consume.create, changes=True),
+    "consumer.info": Op(consume.info),
+    "consumer.list": Op(consume.list_consumers),
+    "consumer.delete": Op(consume.delete, changes=True),
+    "consumer.pull": Op(consume.pull, changes=True),
+    "consumer.ack": Op(consume.ack, changes=True),
+    "consumer.progress": Op(consume.progress, changes=True),
+    "consumer.nack": Op(consume.nack, changes=True),
+    "consumer.term": Op(consume.term, changes=True),
+    "dlq.list": Op(dead.list_dead, bulk=True),
+    "dlq.redrive": Op(dead.redrive, changes=True, bulk=True),
+    "dlq.drop": Op(dead.drop, changes=True, bulk=True),
 }
 
 # Verbs about the node: they read nothing that waits for a commit, so they are answered at once.
@@ -190,6 +203,8 @@ class Node:
             done = op.run(ledger, call)
             if isinstance(done, bytes):
                 self._finish(call, first_seq, key, done)
+            elif done is None:
+                self._count(call.header.op)
             else:
                 self._step(Job(call, done, 0, first_seq, key))
         except Refused as refused:
@@ -343,6 +358,7 @@ class Node:
         """Every request that is not answered yet gets this problem: after a failed commit."""
         refused = refusal(code, detail, retry_after_ms=1_000)
         waiting = [*self._later, *(job.call for job in self._jobs)]
+        waiting += self.ledger.consumers.take_waiting()
         self._later.clear()
         self._jobs.clear()
         self._later_bytes = 0

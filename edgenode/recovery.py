@@ -14,6 +14,9 @@ from typing import NamedTuple
 import msgspec
 
 from edgenode.config import Config
+from edgenode.consumers import notes as consumer_notes
+from edgenode.consumers.deliver import Delivery
+from edgenode.consumers.room import Consumers
 from edgenode.definitions import budget_of
 from edgenode.encode import Identity
 from edgenode.horizon import Horizon
@@ -21,7 +24,7 @@ from edgenode.ledger import Awaited, Ledger, StoreLog, StoreTables
 from engine import schedule as rules
 from engine._hot import HotSet
 from engine._wheel import Wheel
-from engine.clock import Anchor, Clock, Timescale
+from engine.clock import Anchor, Clock, Now, Timescale
 from engine.record import Event, Image, Kind, Note, Scale, rule_of, unpack_event, unpack_note
 from engine.timer import TERMINAL, Reason, State
 
@@ -57,6 +60,7 @@ def recover(
     timescale = _timescale(notes, tables, clock, config.clock.hold_above)
     now = timescale.now(clock)
     hot = HotSet(Wheel(capacity=1 << 26, now_tick=0))
+    newest = {key: data for _, key, data in notes}
     ledger = Ledger(
         config,
         Identity(node_id, "default", state.epoch),
@@ -65,6 +69,7 @@ def recover(
         hot,
         random_bits,
         now,
+        _consumers(log, tables, newest, now),
         chain=state.chain,
         first_seq=state.last_seq + 1,
         serving_since_ns=now.steady_ns,
@@ -72,9 +77,10 @@ def recover(
         live_count=tables.applied().live_count,
         wall_held=timescale.doubt is not None,
     )
-    for commit, key, data in notes:
-        ledger.newer_notes[key] = data
-        ledger.notes_order.append((commit, key))
+    ledger.newer_notes = newest
+    for commit, key, _ in notes:
+        ledger.order_notes(commit, [key])
+    ledger.delivery = Delivery(ledger)
     _read_newer(ledger, tables.applied().seq + 1)
     unreleased = _unreleased(ledger, state.floor + 1)
     horizon = Horizon(ledger, config.engine)
@@ -86,6 +92,23 @@ def anchor_note(timescale: Timescale, clock: Clock) -> Note:
     """The note that the next start goes on from."""
     anchor = timescale.anchor(clock)
     return Note(ANCHOR_KEY, bytes(16), ANCHOR_AT_NS, 0, 0, _encode(anchor))
+
+
+def _consumers(
+    log: StoreLog, tables: StoreTables, newest: dict[bytes, bytes], now: Now
+) -> Consumers:
+    """The durable consumers as they stand."""
+
+    def find(key: bytes) -> bytes | None:
+        data = newest.get(key) or tables.note(key)
+        return None if data is None else unpack_note(data).reply
+
+    consumers = consumer_notes.restore(find, log.event, now.steady_ns)
+    first_seq = log.state().first_seq
+    for consumer in consumers.by_key.values():
+        # What is gone passed no filter: else it would be held, and kept for that.
+        consumer.cursor = max(consumer.cursor, first_seq)
+    return consumers
 
 
 def _newer_notes(log: StoreLog, applied_commit: int) -> list[tuple[int, bytes, bytes]]:

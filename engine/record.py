@@ -75,6 +75,9 @@ class Kind(IntEnum):
     CLOCK_RELEASED = 68
     CLOCK_SLEWED = 69
     SUSPENDED = 70
+    CONSUMER_CREATED = 80
+    CONSUMER_DELETED = 81
+    DEAD_LETTERED = 82
 
 
 class Scale(IntEnum):

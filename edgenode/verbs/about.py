@@ -19,7 +19,7 @@ _empty = msgspec.json.Decoder(bodies.Empty)
 _sync = msgspec.json.Decoder(bodies.TimeSync)
 _schema = msgspec.json.Decoder(bodies.SchemaGet)
 
-FEATURES = ("after", "at", "every", "idempotency", "replay", "snapshot", "receipts")
+FEATURES = ("after", "at", "every", "idempotency", "replay", "snapshot", "receipts", "consumers")
 
 
 class About(msgspec.Struct):
@@ -185,6 +185,18 @@ BODIES: dict[str, Any] = {
     "timer.history": bodies.History,
     "stream.snapshot": bodies.ListTimers,
     "stream.replay": bodies.Replay,
+    "consumer.create": bodies.ConsumerConfig,
+    "consumer.info": bodies.ConsumerTarget,
+    "consumer.list": bodies.ConsumerList,
+    "consumer.delete": bodies.ConsumerTarget,
+    "consumer.pull": bodies.Pull,
+    "consumer.ack": bodies.Deliveries,
+    "consumer.progress": bodies.Deliveries,
+    "consumer.nack": bodies.Nack,
+    "consumer.term": bodies.Term,
+    "dlq.list": bodies.DlqList,
+    "dlq.redrive": bodies.DlqTake,
+    "dlq.drop": bodies.DlqTake,
     "stats": bodies.Empty,
     "health": bodies.Empty,
     "time.sync": bodies.TimeSync,

@@ -9,28 +9,19 @@ import msgspec
 import orjson
 
 from edgenode.call import Call
-from edgenode.definitions import label_needle, time_of
-from edgenode.encode import KIND_NAMES, time_of_event
+from edgenode.definitions import time_of
+from edgenode.event_filter import read_match
 from edgenode.ledger import Ledger
 from edgenode.verbs.change import SCAN_BUDGET, unpack_id
 from edgenode.verbs.find import find, read_filter, read_id
+from edgenode.verbs.place import PAGE_BYTES_MAX, STEP_EVENTS, out_of_retention, replay_start
 from engine import schedule as rules
-from engine.record import (
-    FLAG_IMAGE,
-    Event,
-    Kind,
-    Scale,
-    check_event,
-    rule_of,
-    unpack_blob,
-    unpack_event,
-)
+from engine.record import Event, Kind, Scale, check_event, rule_of, unpack_event
 from engine.schedule import Occurrence
 from engine.timer import TERMINAL, State
 from minoots.wire import bodies
-from minoots.wire.frames import short_type
 from minoots.wire.problems import refusal
-from minoots.wire.times import INSTANT_NS_MAX, format_instant, parse_instant
+from minoots.wire.times import INSTANT_NS_MAX, format_instant
 
 _target = msgspec.json.Decoder(bodies.Target)
 _list = msgspec.json.Decoder(bodies.ListTimers)
@@ -40,8 +31,6 @@ _replay = msgspec.json.Decoder(bodies.Replay)
 
 Steps = Generator[int, None, bytes]
 
-PAGE_BYTES_MAX = 4 << 20
-STEP_EVENTS = 256  # events that are looked at before others go on
 PAGE_EVENTS_SCANNED = 20_000  # ... and in one page, so that a rare filter does not hold the door
 
 
@@ -203,10 +192,8 @@ def replay(ledger: Ledger, call: Call) -> Steps:
     """
     asked = call.read(_replay)
     limit = _page_size(asked.limit)
-    types = _kinds(asked.filter.types)
-    needles = [label_needle(key, value) for key, value in asked.filter.labels.items()]
-    prefix = asked.filter.name_prefix.encode("utf-8", "surrogatepass")
-    seq = _replay_start(ledger, asked.from_)
+    match = read_match(asked.filter)
+    seq = replay_start(ledger, asked.from_)
     events: list[bytes] = []
     size = scanned = 0
     floor = ledger.left_seq
@@ -216,18 +203,19 @@ def replay(ledger: Ledger, call: Call) -> Steps:
         step = min(STEP_EVENTS, floor - seq + 1)
         page = ledger.log.events(seq, step, PAGE_BYTES_MAX)
         if not page:
-            raise _out_of_retention(ledger, seq)
+            raise out_of_retention(ledger, seq)
         receipts = ledger.log.receipts(seq, seq + len(page) - 1)
-        for data in page:
-            scanned += 1
-            if _matches(data, types, needles, prefix):
-                check_event(seq, data)
-                fired_ns = ledger.fired.get(seq) or receipts.get(seq, -1)
-                events.append(ledger.encoder.event(seq, data, fired_ns))
-                size += len(events[-1])
-            seq += 1
+        looked = len(page)
+        for at in match.among(page):
+            check_event(seq + at, page[at])
+            fired_ns = ledger.fired.get(seq + at) or receipts.get(seq + at, -1)
+            events.append(ledger.encoder.event(seq + at, page[at], fired_ns))
+            size += len(events[-1])
             if len(events) == limit or size >= PAGE_BYTES_MAX:
+                looked = at + 1
                 break
+        seq += looked
+        scanned += looked
         yield 0
     end = b"true" if seq > floor else b"false"
     return b'{"events":[%b],"next":{"epoch":%d,"seq":%d},"end":%b}' % (
@@ -235,87 +223,4 @@ def replay(ledger: Ledger, call: Call) -> Steps:
         ledger.identity.epoch,
         seq - 1,
         end,
-    )
-
-
-_KINDS = {name: kind for kind, name in KIND_NAMES.items()}
-
-
-def _kinds(types: list[str]) -> frozenset[int]:
-    found = set()
-    for type in types:
-        name = short_type(type)
-        if name not in _KINDS:
-            raise refusal(
-                "validation",
-                f"type {type[:60]!r} is unknown; known: {', '.join(sorted(_KINDS))}",
-                pointer="/filter/types",
-            )
-        found.add(_KINDS[name])
-    return frozenset(found)
-
-
-def _matches(data: bytes, types: frozenset[int], needles: list[bytes], prefix: bytes) -> bool:
-    """Whether a record passes, told from its bytes: kind at 5, blob after the image."""
-    if types and data[5] not in types:
-        return False
-    if not needles and not prefix:
-        return True
-    if not data[6] & FLAG_IMAGE:
-        return False
-    blob = unpack_blob(data[112:])
-    return blob.name.startswith(prefix) and all(needle in blob.labels for needle in needles)
-
-
-def _replay_start(ledger: Ledger, asked: bodies.ReplayFrom) -> int:
-    """The first seq to look at. Raises Refused: epoch_changed, out_of_retention."""
-    if asked.time is not None:
-        if asked.seq is not None or asked.epoch is not None:
-            raise refusal("validation", "give either time or epoch and seq", pointer="/from")
-        try:
-            at_ns = parse_instant(asked.time)
-        except ValueError as error:
-            raise refusal("validation", f"time: {error}", pointer="/from/time") from None
-        return _first_since(ledger, at_ns)
-    first_seq = ledger.log.state().first_seq
-    if asked.epoch is not None and asked.epoch != ledger.identity.epoch:
-        raise refusal(
-            "epoch_changed",
-            f"the cursor is of epoch {asked.epoch}; the log is in epoch {ledger.identity.epoch}; "
-            "take a snapshot and go on from there",
-            pointer="/from/epoch",
-        )
-    if asked.seq is None:
-        return max(first_seq, 1)
-    if not 0 <= asked.seq < ledger.next_seq:
-        raise refusal(
-            "validation",
-            f"seq is {asked.seq}; the log ends at {ledger.next_seq - 1}",
-            pointer="/from/seq",
-        )
-    if asked.seq + 1 < first_seq:
-        raise _out_of_retention(ledger, asked.seq + 1)
-    return asked.seq + 1
-
-
-def _first_since(ledger: Ledger, at_ns: int) -> int:
-    """The first event whose `time` is not before an instant.
-
-    An expiration is decided up to a lead before its own, so the search by decision begins earlier.
-    """
-    seq = ledger.log.seq_at(at_ns - ledger.config.engine.lead_max)
-    while page := ledger.log.events(seq, STEP_EVENTS, PAGE_BYTES_MAX):
-        for data in page:
-            if time_of_event(data) >= at_ns:
-                return seq
-            seq += 1
-    return seq
-
-
-def _out_of_retention(ledger: Ledger, seq: int) -> Exception:
-    first_seq = ledger.log.state().first_seq
-    return refusal(
-        "out_of_retention",
-        f"event {seq} is gone; the log begins at {first_seq}; take a snapshot and go on from there",
-        pointer="/from/seq",
     )

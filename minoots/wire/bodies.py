@@ -135,6 +135,105 @@ class Replay(_Body):
     limit: int = PAGE_DEFAULT
 
 
+DELIVERIES_MAX = 1_000
+PULL_WAIT_MAX = "5m"
+
+DeliverPolicy = Literal["all", "new", "last", "by_seq", "by_time"]
+
+
+class ConsumerConfig(_Body):
+    """`consumer.create`: which events, from where on, and how long an acknowledgement may take.
+
+    name: 1 to 64 of `A-Z a-z 0-9 _ -`. from: for by_seq the cursor after which it begins, for
+    by_time the time. ack_wait: after which a message comes again; backoff: the waits after the
+    first, second ... delivery instead (the last one repeats). max_deliver: deliveries after which
+    it is dead-lettered, 0: no limit. ordered: never two events of one timer at the same time.
+    inactive_threshold: without a request for so long it is deleted; none: never.
+    """
+
+    name: str
+    deliver_policy: DeliverPolicy = "all"
+    from_: ReplayFrom | None = msgspec.field(name="from", default=None)
+    filter: EventFilter = msgspec.field(default_factory=EventFilter)
+    ack_wait: str = "30s"
+    max_deliver: int = 0
+    backoff: list[str] = []
+    max_ack_pending: int = 1_000
+    ordered: bool = False
+    inactive_threshold: str | None = None
+
+
+class ConsumerTarget(_Body):
+    """`consumer.info` and `consumer.delete`."""
+
+    name: str
+
+
+class ConsumerList(_Body):
+    """`consumer.list`: a page of consumers, in the order of their names, after `cursor`."""
+
+    limit: int = PAGE_DEFAULT
+    cursor: str | None = None
+
+
+class Pull(_Body):
+    """`consumer.pull`: up to `batch` messages as soon as there is one, at most after `wait`.
+
+    push: each that comes is sent at once, in partial replies, until `batch` have been (that is the
+    credit) or `wait` is over; the final reply is empty.
+    """
+
+    name: str
+    batch: int = 1
+    wait: str = "0s"
+    push: bool = False
+
+
+class Deliveries(_Body):
+    """`consumer.ack` (done) and `consumer.progress` (still at it: ack_wait begins anew)."""
+
+    name: str
+    deliveries: list[str]
+
+
+class Nack(_Body):
+    """`consumer.nack`: to be delivered again, after `delay`, or the backoff, or at once."""
+
+    name: str
+    deliveries: list[str]
+    delay: str | None = None
+    reason: str = ""
+
+
+class Term(_Body):
+    """`consumer.term`: never to be delivered again; dead-lettered with the reason."""
+
+    name: str
+    deliveries: list[str]
+    reason: str = ""
+
+
+class DlqList(_Body):
+    """`dlq.list`: a page of a consumer's dead letters, in the order of their seq."""
+
+    consumer: str
+    filter: EventFilter = msgspec.field(default_factory=EventFilter)
+    limit: int = PAGE_DEFAULT
+    cursor: str | None = None
+
+
+class DlqTake(_Body):
+    """`dlq.redrive` and `dlq.drop`: by ids, or those of a consumer that pass a filter.
+
+    dry_run: only count them.
+    """
+
+    ids: list[str] | None = None
+    consumer: str | None = None
+    filter: EventFilter | None = None
+    dry_run: bool = False
+
+
 class TimeSync(_Body):
     """`time.sync`: `t0` is the client's clock (ns since the epoch) as the request leaves."""
 
