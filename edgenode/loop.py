@@ -452,6 +452,7 @@ class Loop:
         engine = ledger.config.engine
         ahead_ns = max(engine.lead_max, engine.herd_max)
         until_ns = now.steady_ns + ahead_ns + DRAIN_WAIT_NS
+        ledger.delivery.end_waits()
         ledger.tell(Kind.NODE_STOPPED, b"{}")
         ledger.remember(anchor_note(self.recovered.timescale, self.clock))
         while self._is_owing() or (self.events.held_count and now.steady_ns < until_ns):

@@ -270,6 +270,16 @@ class VirtualNode:
             self._loop.step()
             if self._doors.outbox:
                 break
+        return self.answers()
+
+    def post(self, frames: list[bytes]) -> None:
+        """Ask what may be answered later."""
+        self._doors.inbox.append((0, (b"virtual", *frames), LOCAL))
+        self._loop.step()
+        self._loop.step()
+
+    def answers(self) -> list[list[bytes]]:
+        """The answers since the last time."""
         answers, self._doors.outbox = self._doors.outbox, []
         return [list(answer) for answer in answers]
 

@@ -227,6 +227,11 @@ class Delivery:
             self._room.end_wait(consumer, waiting)
             answers.append(calls.final(waiting.call, body_of([])))
 
+    def end_waits(self) -> None:
+        """Answer all who wait: nothing comes any more."""
+        for call in self._room.take_waiting():
+            self._ledger.answers.append(calls.final(call, body_of([])))
+
     def _refuse_waiting(self, consumer: Consumer, detail: str) -> None:
         problem = refusal("internal", f"consumer {consumer.name!r}: {detail}")
         for waiting in list(consumer.waiting):

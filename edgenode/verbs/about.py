@@ -90,6 +90,7 @@ def stats(ledger: Ledger, call: Call, about: About) -> bytes:
     call.read(_empty)
     metrics, hot = about.metrics, ledger.hot
     state, applied = ledger.log.state(), ledger.tables.applied()
+    consumers = ledger.consumers.by_key.values()
     return orjson.dumps(
         {
             "timers": {
@@ -111,6 +112,13 @@ def stats(ledger: Ledger, call: Call, about: About) -> bytes:
                 "behind": state.last_seq - applied.seq,
                 "bytes": applied.bytes_used,
                 "notes": applied.notes_count,
+            },
+            "consumers": {
+                "count": len(ledger.consumers.by_key),
+                "ack_pending": sum(len(c.held) + len(c.again) for c in consumers),
+                "waiting": sum(len(c.waiting) for c in consumers),
+                "dead": sum(len(c.dead) for c in consumers),
+                "floor": ledger.consumers.floor,
             },
             "lateness_us": metrics.lateness_us.summary(),
             "lead_us": metrics.lead_ns // 1_000,
