@@ -40,9 +40,11 @@ def drain(folder: Path, pid: int, workers: int, batch: int, depth: int, count: i
     ask(doors["control"], "consumer.create", {"name": name, "max_ack_pending": most} | CREATED)
     words = ("drain", doors["stream"], str(batch), str(depth), str(count), *[name] * workers)
     child = children.start("bench.workers", *words)
-    used_s = cpu_s(pid)
+    used_s, log_bytes = cpu_s(pid), ask(doors["control"], "stats")["log"]["bytes"]
     children.begin(child)
     found = children.result_of(child)
+    log_bytes = ask(doors["control"], "stats")["log"]["bytes"] - log_bytes
+    found["log_bytes_an_event"] = round(log_bytes / count, 1)
     found["node_cpu_us"] = round((cpu_s(pid) - used_s) / count * 1e6, 1)
     left = ask(doors["control"], "consumer.info", {"name": name})
     assert left["acked"] >= found["acked"], (left, found)
