@@ -20,11 +20,11 @@ from edgenode.consumers.room import Consumers
 from edgenode.definitions import budget_of
 from edgenode.encode import Identity
 from edgenode.horizon import Horizon
-from edgenode.ledger import Awaited, Ledger, StoreLog, StoreTables
+from edgenode.ledger import TICK_NS, Awaited, Ledger, StoreLog, StoreTables
 from engine import schedule as rules
 from engine._hot import HotSet
 from engine._wheel import Wheel
-from engine.clock import Anchor, Clock, Now, Timescale
+from engine.clock import Anchor, Clock, Now, Timescale, tick_floor
 from engine.record import Event, Image, Kind, Note, Scale, rule_of, unpack_event, unpack_note
 from engine.timer import TERMINAL, Reason, State
 
@@ -59,7 +59,8 @@ def recover(
     notes = _newer_notes(log, tables.applied().commit)
     timescale = _timescale(notes, tables, clock, config.clock.hold_above)
     now = timescale.now(clock)
-    hot = HotSet(Wheel(capacity=1 << 26, now_tick=0))
+    # A wheel that began at 0 would hold all of them in its heap for what is far away.
+    hot = HotSet(Wheel(capacity=1 << 26, now_tick=tick_floor(now.steady_ns, TICK_NS)))
     newest = {key: data for _, key, data in notes}
     ledger = Ledger(
         config,

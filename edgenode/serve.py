@@ -39,7 +39,7 @@ from edgenode.recovery import PAGE_BYTES, PAGE_EVENTS, Recovered, anchor_note, r
 from edgenode.timekeeping import Timekeeper
 from edgenode.verbs.about import About
 from engine._kernel import SetWatch
-from engine._wait import set_timer_slack
+from engine._wait import map_large, set_timer_slack
 from engine.clock import CorrectedClock, OsClock, Timescale
 from engine.errors import StoreFailed, StoreFull
 from engine.files import open_store
@@ -50,11 +50,13 @@ NODE_ID_FILE = "node.id"
 RETRY_NS = 1_000_000_000  # between two attempts to write to a failed store again
 RETRY_MS = RETRY_NS // 1_000_000
 TIMER_SLACK_NS = 1
+LARGE_BYTES = 1 << 20  # blocks of memory that are given back as soon as they are free
 
 
 def serve(config: Config, data_dir: Path) -> None:
     """Run a node until SIGTERM or SIGINT. Raises StoreLocked, StoreCorrupt, StoreTooNew,
     DoorError, OSError."""
+    map_large(LARGE_BYTES)
     store = _open(config, data_dir)
     try:
         doors = open_doors(config.doors, config.limits, config.engine)

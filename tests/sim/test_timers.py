@@ -229,3 +229,12 @@ def test_a_step_while_nobody_watched_is_told_at_the_start(node: Driver) -> None:
     assert node.pass_(300) == [("at", 1, 600.0)]
     events = node.ask("stream.replay", {"from": {}})["events"]
     assert [e["data"] for e in events if "clock_stepped" in e["type"]] == [{"by_ns": 300 * SECOND}]
+
+
+def test_after_a_restart_what_is_armed_is_on_the_wheel_and_not_in_its_heap_for_far_timers() -> None:
+    driver = Driver()
+    for k in range(100):
+        driver.after(f"{k + 1}m")
+    driver.node.restart()
+    wheel = driver.node._loop.recovered.ledger.hot.wheel.stats()
+    assert (wheel["live"], wheel["far"]) == (100, 0)
