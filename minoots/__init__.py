@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minoots.aio import AsyncClient as AsyncClient
     from minoots.arguments import definition as definition
     from minoots.client import Client as Client
+    from minoots.done import DoneKeys as DoneKeys
     from minoots.event import Event as Event
     from minoots.wire.bodies import TimerView as TimerView
     from minoots.wire.definition import Definition as Definition
@@ -127,6 +128,9 @@ if TYPE_CHECKING:
     from minoots.wire.problems import (
         Validation as Validation,
     )
+    from minoots.working import GiveUp as GiveUp
+    from minoots.working import Retry as Retry
+    from minoots.working import worker as worker
 
     __version__: str
 
@@ -134,9 +138,13 @@ _HOMES = {
     "AsyncClient": "minoots.aio",
     "Client": "minoots.client",
     "Definition": "minoots.wire.definition",
+    "DoneKeys": "minoots.done",
     "Event": "minoots.event",
+    "GiveUp": "minoots.working",
+    "Retry": "minoots.working",
     "TimerView": "minoots.wire.bodies",
     "definition": "minoots.arguments",
+    "worker": "minoots.working",
 }
 _PROBLEMS = "minoots.wire.problems"
 
@@ -154,10 +162,12 @@ __all__ = [
     "ConsumerBusy",
     "DeadlineExceeded",
     "Definition",
+    "DoneKeys",
     "DueInPast",
     "EpochChanged",
     "Event",
     "Forbidden",
+    "GiveUp",
     "IdempotencyKeyReused",
     "Internal",
     "MinootsError",
@@ -172,6 +182,7 @@ __all__ = [
     "RateLimited",
     "ReadOnly",
     "Refused",
+    "Retry",
     "RevisionConflict",
     "StorageFull",
     "TimerView",
@@ -183,6 +194,7 @@ __all__ = [
     "Validation",
     "__version__",
     "definition",
+    "worker",
 ]
 
 

@@ -24,6 +24,8 @@ from minoots.client import (
     Timers,
 )
 from minoots.connect import Locator, locator
+from minoots.consumer import KEEP_DEFAULT, PREFETCH_DEFAULT, WAIT_DEFAULT, AsyncConsumer
+from minoots.consumers import AsyncConsumers, AsyncDeadLetters, setup
 from minoots.event import Event, as_datetime
 from minoots.exchange import IN_FLIGHT_DEFAULT, AsyncExchange
 from minoots.order import WatchCore
@@ -72,6 +74,8 @@ class AsyncClient:
         self._exchange = AsyncExchange(locate or locator(control, data), Patience(timeout, retries))
         self._tenant = tenant
         self._timeout_s = timeout
+        self.consumers = AsyncConsumers(self.call)
+        self.dlq = AsyncDeadLetters(self.call)
 
     async def close(self) -> None:
         """Close the connections; a second time does nothing."""
@@ -437,3 +441,16 @@ class AsyncClient:
             subscribe=lambda: self._exchange.subscribe(interest.topics()),
             ready_s=self._timeout_s,
         )
+
+    def consumer(
+        self,
+        name: str,
+        *,
+        prefetch: int = PREFETCH_DEFAULT,
+        wait: Duration = WAIT_DEFAULT,
+        keep: Duration = KEEP_DEFAULT,
+        **config: Any,
+    ) -> AsyncConsumer:
+        """A durable consumer to iterate over, by `async with`; see `Client.consumer`."""
+        asked = setup(name, config)
+        return AsyncConsumer(self.call, asked, prefetch=prefetch, wait=wait, keep=keep)

@@ -16,11 +16,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minoots import arguments, verbs
 from minoots.arguments import Duration, Instant, Mode
 from minoots.connect import Locator, locator
+from minoots.consumers import Consumers, DeadLetters
 from minoots.event import Event, as_datetime
 from minoots.exchange import Exchange
 from minoots.order import WatchCore
@@ -39,6 +40,9 @@ from minoots.wire.bodies import (
 from minoots.wire.definition import Definition, Schedule
 from minoots.wire.problems import Refused
 from minoots.wire.times import parse_instant
+
+if TYPE_CHECKING:
+    from minoots.blocking import Consumer
 
 T = TypeVar("T")
 
@@ -86,11 +90,13 @@ class Client:
         transport: Transport | None = None,
         locate: Locator | None = None,
     ) -> None:
-        self._exchange = Exchange(
-            locate or locator(control, data), Patience(timeout, retries), transport
-        )
+        self._locate = locate or locator(control, data)
+        self._patience = Patience(timeout, retries)
+        self._exchange = Exchange(self._locate, self._patience, transport)
         self._tenant = tenant
         self._timeout_s = timeout
+        self.consumers = Consumers(self.call)
+        self.dlq = DeadLetters(self.call)
 
     def close(self) -> None:
         """Close the connections; a second time does nothing."""
@@ -443,4 +449,25 @@ class Client:
             ask=self.call,
             subscribe=lambda: self._exchange.subscribe(interest.topics()),
             ready_s=self._timeout_s,
+        )
+
+    def consumer(self, name: str, **options: Any) -> Consumer:
+        """A durable consumer to iterate over, by `with`; it has a thread and a connection of its
+        own.
+
+        options: what it is, as of `minoots.consumer_verbs.config_of` (types, labels, since,
+        ack_wait, max_deliver, backoff ...): it is made if it is not there. Without any it has to be
+        there. And `prefetch`, `wait`, `keep`, as of `minoots.consumer.AsyncConsumer`.
+        """
+        from minoots.aio import AsyncClient  # only here: it needs what is defined in this module
+        from minoots.blocking import Consumer
+
+        return Consumer(
+            lambda: AsyncClient(
+                timeout=self._patience.timeout_s,
+                retries=self._patience.retries,
+                tenant=self._tenant,
+                locate=self._locate,
+            ),
+            lambda client: client.consumer(name, **options),
         )

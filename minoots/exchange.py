@@ -64,7 +64,14 @@ class _Calls:
         True once for all calls that went out over the same connection: the first one's new
         connection must not be dropped by the second.
         """
-        lost = sending.unanswered and max(self.heard_s, self.reset_s) < sending.since_s
+        return sending.unanswered and self._silent_since(sending.since_s)
+
+    def given_up(self, call: Call[Any]) -> bool:
+        """The same for a call that has ended without a reply, when it was its last attempt."""
+        return call.silent_since_s is not None and self._silent_since(call.silent_since_s)
+
+    def _silent_since(self, since_s: float) -> bool:
+        lost = max(self.heard_s, self.reset_s) < since_s
         if lost:
             self.reset_s = monotonic_s()
         return lost
@@ -168,6 +175,9 @@ class Exchange:
     def _act(self, call: Call[Any], now_s: float) -> None:
         sending = call.act(now_s, self._transport.now_ns())
         if sending is None:
+            if self._doors is not None and self._calls.given_up(call):
+                self._transport.reset(_chosen(self._doors, call.request.door))
+                self._doors = None
             return
         try:
             endpoint = self._endpoint(call.request.door)
@@ -269,6 +279,9 @@ class AsyncExchange:
     async def _act(self, transport: AsyncZmqTransport, call: Call[Any], now_s: float) -> None:
         sending = call.act(now_s, wall_ns())
         if sending is None:
+            if self._doors is not None and self._calls.given_up(call):
+                transport.reset(_chosen(self._doors, call.request.door))
+                self._doors = None
             return
         try:
             endpoint = await self._endpoint(call.request.door)

@@ -39,7 +39,8 @@ class Request(Generic[T]):
     """A verb with its body. `read` makes the result of the reply's body.
 
     door: `control` or `stream`. mutates: it gets an idempotency key. once: never asked a second
-    time, because an answer to an earlier attempt would mislead.
+    time, because an answer to an earlier attempt would mislead, or because each attempt takes
+    something. wait_s: how long the node may hold its reply back; the call may take so much longer.
     """
 
     op: str
@@ -49,6 +50,7 @@ class Request(Generic[T]):
     mutates: bool = False
     if_match: int | None = None
     once: bool = False
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,12 @@ class Call(Generic[T]):
         "_rng",
         "_sent_s",
         "_stated_deadline",
+        "_timeout_s",
         "corr",
         "done",
         "due_s",
         "request",
+        "silent_since_s",
     )
 
     def __init__(
@@ -141,7 +145,8 @@ class Call(Generic[T]):
         self.done = False
         self.due_s = now_s
         self._patience = patience
-        self._deadline_s = now_s + patience.timeout_s
+        self._timeout_s = patience.timeout_s + request.wait_s
+        self._deadline_s = now_s + self._timeout_s
         self._rng = rng
         self._idem = idem
         self._attempts = 0
@@ -149,6 +154,8 @@ class Call(Generic[T]):
         self._refused: Refused | None = None
         self._failure: MinootsError | None = None
         self._outcome: list[T] = []
+        # When the attempt was sent that brought nothing, once the call was given up for that.
+        self.silent_since_s: float | None = None
         # A sample of the node's clock must come through whatever that clock says.
         self._stated_deadline = not request.once
 
@@ -162,6 +169,8 @@ class Call(Generic[T]):
         if self.done or now_s < self.due_s:
             return None
         if self._attempts and (now_s >= self._deadline_s or not self._more()):
+            if self._refused is None:
+                self.silent_since_s = self._sent_s
             self._end(self._refused or self._unreachable())
             return None
         unanswered = self._attempts > 0 and self._refused is None
@@ -199,9 +208,9 @@ class Call(Generic[T]):
 
     def _attempt_s(self) -> float:
         if not self._more():
-            return self._patience.timeout_s
+            return self._timeout_s
         first_s = self._patience.timeout_s * ATTEMPT_SHARE
-        first_s = min(max(first_s, ATTEMPT_S_MIN), ATTEMPT_S_MAX)
+        first_s = min(max(first_s, ATTEMPT_S_MIN), ATTEMPT_S_MAX) + self.request.wait_s
         return first_s * float(2 ** (self._attempts - 1))
 
     def _frames(self, now_s: float, now_ns: int) -> list[bytes]:
@@ -243,9 +252,14 @@ class Call(Generic[T]):
     def _unreachable(self) -> Unreachable:
         attempts = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''}"
         return Unreachable(
-            f"no reply to {self.request.op} in {self._patience.timeout_s:g} s ({attempts}); "
+            f"no reply to {self.request.op} in {self._timeout_s:g} s ({attempts}); "
             "is the node running?"
         )
+
+    def cut_off(self, why: str) -> None:
+        """End a call that is asked only once, and whose connection is gone: no reply will come."""
+        if not self.done and self.request.once and self._attempts:
+            self._end(Unreachable(f"{why}; there will be no reply to {self.request.op}"))
 
     def _end(self, failure: MinootsError) -> None:
         self._failure = failure

@@ -158,7 +158,13 @@ class VirtualTransport:
         return [b"t/default/~/hb", bytes(STAMP_BYTES), msgspec.json.encode(body)]
 
     def send(self, endpoint: str, frames: list[bytes]) -> None:
-        self._replies.extend(self._node.request(frames))
+        replies = self._node.request(frames)
+        if not replies:
+            raise MinootsError(
+                "the node answers when time has passed; pull with wait=0, and let time pass with "
+                "advance()"
+            )
+        self._replies.extend(replies)
 
     def receive(self, timeout_s: float) -> list[bytes] | None:
         return self._replies.popleft() if self._replies else None

@@ -38,6 +38,7 @@ EDGES = {
     "subprocess": {"minoots/cli/demo.py"},
     "socket": {"edgenode/process.py", "edgenode/doors/zeromq.py"},
     "numpy": set(),
+    "sqlite3": {"minoots/done.py"},
     "random": {"edgenode/virtual.py", "minoots/requests.py"},
 }
 CLOCK_CALLS = re.compile(r"\b(?:datetime\.now|datetime\.utcnow|time\.time|time\.monotonic)\b")
