@@ -182,7 +182,7 @@ class Consumer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many were settled by `ack`, `nack`, `term`; and `stale`, how many did not count."""
+        """How many were settled how; see `AsyncConsumer.counts`."""
         return self._consumer.counts
 
     def stop(self) -> None:

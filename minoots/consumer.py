@@ -190,7 +190,8 @@ class AsyncConsumer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many were settled by `ack`, `nack`, `term`; and `stale`, how many did not count."""
+        """How many were settled by `ack`, `nack`, `term`, or given back unread (`return`); and
+        `stale`, how many of those did not count."""
         return {**self._settler.counts, "stale": self._settler.stale}
 
     def stop(self) -> None:
@@ -215,7 +216,7 @@ class AsyncConsumer:
         self._renewing.cancel()
         waited, worked = self.hand.rest()
         for delivery in waited:
-            self._settler.put(Verdict("nack", _AT_ONCE, _UNREAD), delivery)
+            self._settler.put(Verdict("return", _AT_ONCE, _UNREAD), delivery)
         reason = "not settled by its worker" if error is None else reason_of(error)
         for delivery in worked:
             self._settler.put(Verdict("nack", None, reason), delivery)
@@ -279,7 +280,7 @@ class AsyncConsumer:
 
     def _tell_back(self) -> None:
         while self._back:
-            self._settler.put(Verdict("nack", _AT_ONCE, _UNREAD), self._back.pop())
+            self._settler.put(Verdict("return", _AT_ONCE, _UNREAD), self._back.pop())
 
     async def _renew(self) -> None:
         while True:

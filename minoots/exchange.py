@@ -76,6 +76,13 @@ class _Calls:
             self.reset_s = monotonic_s()
         return lost
 
+    def cut_off(self, door: str) -> list[bytes]:
+        """End what waits at a door for its only reply: it went with the old connection."""
+        gone = [call for call in self.under_way.values() if call.request.door == door]
+        for call in gone:
+            call.cut_off("the connection was made anew")
+        return [call.corr for call in gone if call.done]
+
     def drop(self, call: Call[Any]) -> None:
         self.under_way.pop(call.corr, None)
 
@@ -176,20 +183,23 @@ class Exchange:
         sending = call.act(now_s, self._transport.now_ns())
         if sending is None:
             if self._doors is not None and self._calls.given_up(call):
-                self._transport.reset(_chosen(self._doors, call.request.door))
-                self._doors = None
+                self._reset(_chosen(self._doors, call.request.door), call)
             return
         try:
             endpoint = self._endpoint(call.request.door)
             if self._calls.connection_lost(sending):
-                self._transport.reset(endpoint)
-                self._doors = None
+                self._reset(endpoint, call)
                 endpoint = self._endpoint(call.request.door)
             self._transport.send(endpoint, sending.frames)
         except Unreachable:
             # At a later attempt the node may be away only while it starts anew.
             if call.attempts == 1:
                 raise
+
+    def _reset(self, endpoint: str, call: Call[Any]) -> None:
+        self._transport.reset(endpoint)
+        self._calls.cut_off(call.request.door)
+        self._doors = None
 
     def _endpoint(self, door: str) -> str:
         if self._doors is None:
@@ -280,19 +290,24 @@ class AsyncExchange:
         sending = call.act(now_s, wall_ns())
         if sending is None:
             if self._doors is not None and self._calls.given_up(call):
-                transport.reset(_chosen(self._doors, call.request.door))
-                self._doors = None
+                self._reset(transport, _chosen(self._doors, call.request.door), call)
             return
         try:
             endpoint = await self._endpoint(call.request.door)
             if self._calls.connection_lost(sending):
-                transport.reset(endpoint)
-                self._doors = None
+                self._reset(transport, endpoint, call)
                 endpoint = await self._endpoint(call.request.door)
             transport.send(endpoint, sending.frames)
         except Unreachable:
             if call.attempts == 1:
                 raise
+
+    def _reset(self, transport: AsyncZmqTransport, endpoint: str, call: Call[Any]) -> None:
+        transport.reset(endpoint)
+        for corr in self._calls.cut_off(call.request.door):
+            if corr in self._changed:
+                self._changed[corr].set()
+        self._doors = None
 
     async def _endpoint(self, door: str) -> str:
         if self._doors is None:

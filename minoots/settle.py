@@ -31,7 +31,8 @@ class Ask(Protocol):
 
 
 class Verdict(NamedTuple):
-    """What is said about a delivery: `ack`, `nack` (with a delay, a reason) or `term`."""
+    """What is said about a delivery: `ack`, `nack` (with a delay, a reason), `term`, or `return`: a
+    nack of what was not worked on."""
 
     op: str
     delay: str | None = None
@@ -56,7 +57,7 @@ class Settler:
         self._queues: dict[Verdict, deque[_Said]] = {}
         self._tasks: dict[Verdict, asyncio.Task[None]] = {}
         self._open = 0
-        self.counts = {"ack": 0, "nack": 0, "term": 0}
+        self.counts = {"ack": 0, "nack": 0, "term": 0, "return": 0}
         self.stale = 0
         self.failure: MinootsError | None = None
 

@@ -53,11 +53,11 @@ class GiveUp(Exception):
 class Options:
     """How a handler is run. retry: the delay after a failure, instead of the backoff; drain_s: what
     handlers may take to finish after a stop, then they are cancelled and their messages given back;
-    threads are left alone."""
+    threads are left alone. None: as long as it takes."""
 
     concurrency: int = 1
     retry: Duration | None = None
-    drain_s: float = DRAIN_S
+    drain_s: float | None = DRAIN_S
     done: DoneKeys | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ def worker(
     concurrency: int = 1,
     prefetch: int | None = None,
     retry: Duration | None = None,
-    drain_s: float = DRAIN_S,
+    drain_s: float | None = DRAIN_S,
     done: DoneKeys | None = None,
     **config: Any,
 ) -> Callable[[H], Worker[H]]:

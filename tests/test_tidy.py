@@ -35,7 +35,7 @@ EDGES = {
         "minoots/aio.py",
     },
     "time": {"minoots/transport.py", "minoots/aio.py"},
-    "subprocess": {"minoots/cli/demo.py"},
+    "subprocess": {"minoots/cli/demo.py", "minoots/cli/runner.py"},
     "socket": {"edgenode/process.py", "edgenode/doors/zeromq.py"},
     "numpy": set(),
     "sqlite3": {"minoots/done.py"},

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from minoots.cli import about, changes, events, finding
+from minoots.cli import about, changes, consumers, events, finding, work
 from minoots.cli.settings import Settings, common
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -64,7 +64,14 @@ def cli() -> None:
     """Durable timers: schedule them, watch them fire, and read what happened."""
 
 
-for _command in (*changes.COMMANDS, *finding.COMMANDS, *events.COMMANDS, *about.COMMANDS):
+for _command in (
+    *changes.COMMANDS,
+    *finding.COMMANDS,
+    *events.COMMANDS,
+    *consumers.COMMANDS,
+    *work.COMMANDS,
+    *about.COMMANDS,
+):
     cli.add_command(_command)
 
 __all__ = ["cli"]

@@ -23,7 +23,7 @@ _PLACE = re.compile(r"(\d+):(\d+)")
 _utc = click.option("--utc", is_flag=True, help="Exact instants instead of local times of day.")
 
 
-def _since(text: str, tz: str | None) -> Since:
+def since_of(text: str, tz: str | None) -> Since:
     """`now`, `start`, EPOCH:SEQ, a duration ago, or an instant. Raises ValueError."""
     from minoots.cli.moments import ago_or_instant
     from minoots.transport import wall_ns
@@ -84,7 +84,7 @@ def watch(
     events than asked for are a failure (exit 1).
     """
     wanted, exact = event_filter_of(pattern, types, name, labels)
-    start = _since(since, tz)
+    start = since_of(since, tz)
     kept = settings()
     with kept.client() as client, client.watch(wanted, name=exact, since=start) as live:
         printer, shown = _Printer(kept, utc=utc), 0
@@ -135,7 +135,7 @@ def log_(
     wanted, exact = event_filter_of(pattern, types, name, labels)
     if since is not None and from_seq is not None:
         raise ValueError("--since and --from-seq both say where to begin; give one")
-    start = _since(since or "start", tz)
+    start = since_of(since or "start", tz)
     kept = settings()
     with kept.client() as client:
         if from_seq is not None:

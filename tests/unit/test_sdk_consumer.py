@@ -261,7 +261,7 @@ def test_a_lost_reply_does_not_make_an_acknowledgement_stale() -> None:
             message = await anext(messages)
             ask.lost.append("consumer.ack")
             assert await message.ack()
-            assert messages.counts == {"ack": 1, "nack": 0, "term": 0, "stale": 0}
+            assert messages.counts == {"ack": 1, "nack": 0, "term": 0, "return": 0, "stale": 0}
         keys = [idem for op, idem, _ in ask.asked if op == "consumer.ack"]
         assert len(keys) == 2
         assert keys[0] == keys[1] is not None
@@ -284,7 +284,7 @@ def test_a_late_acknowledgement_is_told_so() -> None:
             assert late.lost
             assert not await late.ack()
             assert await again.ack()
-            assert messages.counts == {"ack": 1, "nack": 0, "term": 0, "stale": 1}
+            assert messages.counts == {"ack": 1, "nack": 0, "term": 0, "return": 0, "stale": 1}
 
     run(work())
 
