@@ -19,9 +19,10 @@ import msgspec
 import pytest
 
 from edgenode import config, definitions, encode, lead, metrics
+from edgenode.consumers import dead, deliver, plan
 from edgenode.doors import zeromq
 from edgenode.node import FREE_OPS, OPS
-from edgenode.verbs import look
+from edgenode.verbs import consume, look
 from edgenode.verbs.about import BODIES
 from engine import record
 from minoots.cli import cli
@@ -35,9 +36,8 @@ DOCUMENTS = (PROTOCOL, OPERATING)
 E2E = ROOT / "tests/e2e"
 
 CONFIG_TABLE = re.compile(r"(?<=<!-- config:begin -->\n).*?(?=<!-- config:end -->)", re.DOTALL)
-CONSTANTS: tuple[ModuleType, ...] = (
-    *(frames, bodies, definition, times, definitions, zeromq, look, config, record, lead, metrics),
-)
+CONSTANTS: tuple[ModuleType, ...] = (frames, bodies, definition, times, definitions, zeromq, look)
+CONSTANTS += (config, record, lead, metrics, plan, deliver, dead, consume)
 
 
 # ------------------------------------------------------------------------------ reading a page
