@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minoots.consumer_verbs import Settled
 
 F = TypeVar("F", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
 
 FAILED = 1
 
@@ -43,7 +44,7 @@ _config = (
 )
 
 
-def _with(options: Iterable[Callable[[F], F]]) -> Callable[[F], F]:
+def _with(options: Iterable[Option]) -> Callable[[F], F]:
     def add(command: F) -> F:
         for option in reversed(list(options)):
             command = option(command)
@@ -183,7 +184,7 @@ def pull(name: str, batch: int, wait_s: float | None) -> None:
         click.echo("no messages", err=True)
 
 
-def _settling(verb: str, help: str, *options: Callable[[F], F]) -> click.Command:
+def _settling(verb: str, help: str, *options: Option) -> click.Command:
     @consumer.command(verb, help=help)
     @click.argument("name")
     @click.argument("deliveries", metavar="DELIVERY...", nargs=-1, required=True)

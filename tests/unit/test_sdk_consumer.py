@@ -17,7 +17,7 @@ from minoots import consumer_verbs as verbs
 from minoots.arguments import definition
 from minoots.consumer import AsyncConsumer
 from minoots.consumer_verbs import Delivered, config_of
-from minoots.consumers import setup
+from minoots.consumers import AsyncConsumers, AsyncDeadLetters, setup
 from minoots.hand import Hand
 from minoots.requests import Call, Patience, Request, new_rng, read_reply
 from minoots.settle import Settler, Verdict
@@ -39,6 +39,8 @@ class Virtual:
         self.asked: list[tuple[str, str | None, Any]] = []
         self.lost: list[str] = []  # ops whose next reply is lost on its way
         self.away = False
+        self.gate = asyncio.Event()  # pulls wait until it is set
+        self.gate.set()
 
     async def __call__(self, request: Request[T], *, idem: str | None = None) -> T:
         await asyncio.sleep(0)
@@ -48,6 +50,7 @@ class Virtual:
         body = msgspec.json.decode(request.body)
         if request.op == "consumer.pull":
             body["wait"] = "0s"
+            await self.gate.wait()
         self.asked.append((request.op, idem, body))
         header = {"op": request.op} | ({} if idem is None else {"idem": idem})
         frames = [b"MZP1", b"Q", b"c", msgspec.json.encode(header), msgspec.json.encode(body)]
@@ -167,6 +170,57 @@ def test_a_pull_is_sent_once_and_given_time() -> None:
     assert call.silent_since_s == 0.0
     with pytest.raises(Unreachable, match=r"no reply to consumer.pull in 35 s \(1 attempt\)"):
         call.result()
+
+
+def test_a_connection_that_is_made_anew_ends_what_is_asked_only_once() -> None:
+    def call_of(request: Request[Any]) -> Call[Any]:
+        return Call(request, idem=None, now_s=0.0, patience=Patience(), rng=new_rng(b"1"))
+
+    waits, asks, unsent = (
+        call_of(request)
+        for request in (verbs.pull("c", 5, "30s"), verbs.info("c"), verbs.pull("c", 5, "30s"))
+    )
+    for call in (waits, asks):
+        assert call.act(0.0, 0) is not None
+    for call in (waits, asks, unsent):
+        call.cut_off("the connection was made anew")
+    assert [waits.done, asks.done, unsent.done] == [True, False, False]
+    with pytest.raises(Unreachable, match=r"made anew; there will be no reply to consumer.pull"):
+        waits.result()
+
+
+def test_every_verb_by_the_asynchronous_client() -> None:
+    async def work() -> None:
+        ask = Virtual()
+        consumers, dlq = AsyncConsumers(ask), AsyncDeadLetters(ask)
+        await ask.schedule("a", "b", "c")
+        await consumers.create("x", types=["scheduled"])
+        assert (await consumers.info("x")).pending == 3
+        first, second, third = await consumers.pull("x", 3)
+        assert (await consumers.ack("x", first)).count == 1
+        assert (await consumers.progress("x", [second, third])).count == 2
+        assert (await consumers.nack("x", second, delay="1h", reason="later")).count == 1
+        assert (await consumers.term("x", third, reason="never")).count == 1
+        (dead,) = [one async for one in dlq.list("x")]
+        assert (dead.reason, dead.event.name) == ("never", "c")
+        assert await dlq.drop("x", dry_run=True) == 1
+        assert await dlq.redrive(ids=[dead.id]) == 1
+        assert await dlq.drop("x") == 0
+        assert [view.name async for view in consumers.list()] == ["x"]
+        assert (await consumers.delete("x")).acked == 1
+        with pytest.raises(NotFound):
+            await consumers.info("x")
+
+    run(work())
+
+
+def test_what_makes_no_sense_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(ValueError, match="there are 1001 deliveries; at most 1000 at a time"):
+        verbs.deliveries_of(["1.1.1"] * 1_001)
+    with pytest.raises(ValueError, match="give either ids, or a consumer and a filter"):
+        verbs.dead_take("dlq.drop", None, None, None, dry_run=False)
+    with pytest.raises(ValueError, match="duration is 'soon'"):
+        config_of("c", ack_wait="soon")
 
 
 # ------------------------------------------------------------------------------------ the hand
@@ -375,6 +429,44 @@ def test_stopping_buries_nothing_unread() -> None:
             for message in (first, *rest):
                 assert await message.ack()
         assert (await ask(verbs.info("c"))).dead == 0
+
+    run(work())
+
+
+def test_a_pull_under_way_may_still_bring_what_is_delivered_for_the_last_time() -> None:
+    async def work() -> None:
+        ask = Virtual()
+        await ask.schedule("a")
+        ask.gate.clear()
+        async with consumer(ask, types=["scheduled"], max_deliver=1) as messages:
+            await asyncio.sleep(0.01)
+            messages.stop()
+            rest = asyncio.create_task(anext(messages))
+            await asyncio.sleep(0.01)
+            ask.gate.set()
+            assert await (await rest).ack()
+        assert (await ask(verbs.info("c"))).dead == 0
+
+    run(work())
+
+
+def test_what_is_given_back_does_not_come_back_by_a_pull_under_way() -> None:
+    async def work() -> None:
+        ask = Virtual()
+        await ask.schedule("a", "b")
+        async with consumer(ask, types=["scheduled"]) as messages:
+            first = await anext(messages)
+            ask.gate.clear()
+            while messages._asking is False:
+                await asyncio.sleep(0.001)
+            messages.stop()
+            await asyncio.sleep(0.01)
+            assert ask.ops("consumer.nack") == []
+            ask.gate.set()
+            assert await first.ack()
+        assert messages.counts == {"ack": 1, "nack": 0, "term": 0, "return": 1, "stale": 0}
+        (again,) = await ask(verbs.pull("c", 5, 0))
+        assert again.attempt == 2
 
     run(work())
 
