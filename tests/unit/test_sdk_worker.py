@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("edgenode.virtual", reason="the node's extensions are not built")
 
-from test_sdk_consumer import Virtual, consumer, run
+from virtual_ask import Virtual, consumer, run
 
 from minoots import consumer_verbs as verbs
 from minoots.aio import AsyncClient
