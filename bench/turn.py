@@ -16,6 +16,7 @@ from edgenode.principal import LOCAL
 from edgenode.virtual import VirtualNode
 
 BATCH = 500
+ROW = 50  # requests that came together
 HEADER = b'{"op":"%b"}'
 
 
@@ -32,7 +33,8 @@ def timed(count: int, run: Any) -> float:
 
 
 def one_round(requests: int, singles: int) -> dict[str, float]:
-    """us a timer of schedule_many, a timer.schedule, an expiration with its event."""
+    """us a timer of schedule_many, a timer.schedule by itself and in a row, an expiration with its
+    event."""
     node = VirtualNode()
     loop = node._loop
     timers = [definition(k) for k in range(BATCH)]
@@ -46,9 +48,16 @@ def one_round(requests: int, singles: int) -> dict[str, float]:
             loop._tick()
             loop.node.accept(0, single, LOCAL)
 
+    def decide_rows() -> None:
+        came = [(0, single, LOCAL)] * ROW
+        for _ in range(singles // ROW):
+            loop._tick()
+            assert loop.node.accept_singles(came, 0) == ROW
+
     found = {
         "many_us": timed(BATCH * requests, lambda: [node.request(many) for _ in range(requests)]),
         "single_us": timed(singles, decide),
+        "in_a_row_us": timed(singles // ROW * ROW, decide_rows),
     }
     loop.step()
     node.live()

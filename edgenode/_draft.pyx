@@ -44,12 +44,6 @@ cdef const char* AT_TAIL = b'","kind":"at"}'
 assert COUNT_MAX == _SCHEDULE_MANY_MAX
 
 
-cdef struct Terms:  # what a definition is held against
-    int64_t steady_ns, utc_ns, shift_ns
-    int64_t due_max_ns
-    Py_ssize_t name_bytes_max, labels_max, payload_bytes_max
-
-
 cdef int read_terms(Terms* terms, now, limits) except -1:
     terms.steady_ns, terms.utc_ns, terms.shift_ns = now
     terms.due_max_ns = limits.due_max
@@ -157,15 +151,20 @@ def draft(bytes body not None, now, limits):
 
     now: a clock.Now. limits: a config.LimitsSection.
     """
+    cdef Terms terms
+    read_terms(&terms, now, limits)
+    return draft_whole(body, &terms)
+
+
+cdef bytes draft_whole(bytes body, const Terms* terms):
+    """The draft of the one definition that `body` is; None if it is not plain."""
     cdef const char* at = PyBytes_AS_STRING(body)
     cdef const char* end = at + PyBytes_GET_SIZE(body)
     cdef Plain asked
-    cdef Terms terms
     at = read_definition(skip_space(at, end), end, &asked)
     if at == NULL or skip_space(at, end) != end:
         return None
-    read_terms(&terms, now, limits)
-    return draft_of(&asked, &terms)
+    return draft_of(&asked, terms)
 
 
 @cython.final

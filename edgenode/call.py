@@ -34,8 +34,11 @@ _T = TypeVar("_T")
 
 Frames = tuple[bytes, ...]
 
+SINGLE = "timer.schedule"
+
 # Headers that say nothing but their op are the same again and again; nobody changes one.
 _usual: dict[bytes, Header] = {}
+singles: set[bytes] = set()  # those of them that say timer.schedule
 USUAL_MAX = 64
 USUAL_BYTES_MAX = 128
 
@@ -124,6 +127,8 @@ def _read_header(raw: bytes) -> Header:
         )
     if len(_usual) < USUAL_MAX and len(raw) <= USUAL_BYTES_MAX and header == Header(header.op):
         _usual[raw] = header
+        if header.op == SINGLE:
+            singles.add(raw)
     return header
 
 

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from edgenode import call as calls
 from edgenode import idempotency
+from edgenode._singles import answer_singles, read_singles
 from edgenode.call import Answer, Call, Frames
 from edgenode.fire import fire_due
 from edgenode.ledger import TICK_NS, Ledger
-from edgenode.principal import Principal
+from edgenode.principal import LOCAL, Principal
 from edgenode.verbs import about as about_verbs
 from edgenode.verbs import change, consume, create, dead, look
 from edgenode.verbs.about import About
@@ -44,7 +45,7 @@ class Op(NamedTuple):
 
 
 OPS: dict[str, Op] = {
-    "timer.schedule": Op(create.schedule, changes=True, creates=True),
+    calls.SINGLE: Op(create.schedule, changes=True, creates=True),
     "timer.schedule_many": Op(create.schedule_many, changes=True, creates=True, bulk=True),
     "timer.cancel": Op(change.cancel, changes=True),
     "timer.cancel_many": Op(change.cancel_many, changes=True, bulk=True),
@@ -134,6 +135,29 @@ class Node:
             self._put_aside(call)
         else:
             self._decide(call, op)
+
+    def accept_singles(self, came: list[tuple[int, Frames, Principal]], at: int) -> int:
+        """Decide the plain `timer.schedule` requests that stand in a row from `came[at]` on; how
+        many those were. The same as `accept` for each, 3 us less.
+
+        A role that may not create would be refused by `accept`: only `LOCAL` goes this way.
+        """
+        ledger, about = self.ledger, self.about
+        if self.fires_behind or about.writes_refused or about.creates_refused:
+            return 0
+        room = ledger.config.log.overlay_max - ledger.hot.newer_count
+        limits = ledger.config.limits
+        room = min(room, limits.timers_max - ledger.live_count)
+        drafts = read_singles(came, at, room, calls.singles, LOCAL, ledger.now, limits)
+        if not drafts:
+            return 0
+        if not ledger.opened_ns:
+            ledger.opened_ns = ledger.now.steady_ns
+        views: list[bytes] = []
+        ledger.create_drafts(drafts, 0, len(drafts), views)
+        answer_singles(came, at, views, ledger.answers)
+        self._count(calls.SINGLE, len(drafts))
+        return len(drafts)
 
     def _answer_free(self, call: Call) -> None:
         run = FREE_OPS.get(call.header.op)
@@ -254,9 +278,9 @@ class Node:
         # A refusal may rest on what is decided and not yet durable: it waits like any answer.
         self.ledger.answers.append(calls.problem(door, peer, corr, refused))
 
-    def _count(self, op: str) -> None:
+    def _count(self, op: str, number: int = 1) -> None:
         requests = self.about.metrics.requests
-        requests[op] = requests.get(op, 0) + 1
+        requests[op] = requests.get(op, 0) + number
 
     # ------------------------------------------------------------------------------- long verbs
 

@@ -66,8 +66,10 @@ class Publisher:
             kind = data[5]
             if kind == Kind.EXPIRED:
                 self.hold(seq, data, awaited[seq], shift_ns)
+            elif kind in unwanted:  # nobody subscribes in the middle of this
+                unwanted[kind] += 1
             elif not self._feed.wanted(self._prefixes[kind]):
-                unwanted[kind] = unwanted.get(kind, 0) + 1
+                unwanted[kind] = 1
             else:
                 if unwanted:
                     self._tally(unwanted)
