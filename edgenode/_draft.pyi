@@ -8,6 +8,8 @@ from edgenode.config import LimitsSection
 from engine._hot import HotSet
 from engine.clock import Now
 
+__pyx_capi__: dict[str, object]
+
 def draft(body: bytes, now: Now, limits: LimitsSection) -> bytes | None: ...
 
 @final
