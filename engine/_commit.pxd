@@ -32,6 +32,7 @@ cdef enum Step:                     # where a commit failed: an index into STEPS
     AT_SEAL
     AT_TRIM
     AT_COMMIT
+    AT_AHEAD                        # behind a commit that is durable
 
 cdef enum:
     DAMAGED = -1                    # beside LMDB's own numbers

@@ -16,6 +16,14 @@ cdef struct Stat:
     size_t overflow_pages
     size_t entries
 
+cdef struct EnvironmentInfo:
+    void* map_at
+    size_t map_bytes
+    size_t last_page            # the last one that was ever in use
+    size_t last_txn
+    unsigned int readers_max
+    unsigned int readers
+
 cdef enum:
     # environment
     NOTLS = 0x200000
@@ -55,6 +63,8 @@ cdef struct Api:
     int (*env_set_mapsize)(void* env, size_t size) noexcept nogil
     int (*env_set_maxdbs)(void* env, Dbi dbs) noexcept nogil
     int (*env_get_fd)(void* env, int* fd) noexcept nogil
+    int (*env_info)(void* env, EnvironmentInfo* info) noexcept nogil
+    int (*env_stat)(void* env, Stat* stat) noexcept nogil
     int (*txn_begin)(void* env, void* parent, unsigned int flags, void** txn) noexcept nogil
     int (*txn_commit)(void* txn) noexcept nogil
     void (*txn_abort)(void* txn) noexcept nogil
@@ -81,6 +91,7 @@ cdef class Environment:
     cdef void* reader            # renewed at begin_read, reset at end_read: the caller's thread
     cdef char* map_at            # where the file is mapped
     cdef uint64_t device, inode  # which directory this is
+    cdef unsigned int page_bytes
     cdef int fd
     cdef int users
     cdef readonly str path

@@ -87,6 +87,8 @@ cdef int load() except -1:
     lm.env_set_mapsize = <int (*)(void*, size_t) noexcept nogil>find(so, b"env_set_mapsize")
     lm.env_set_maxdbs = <int (*)(void*, Dbi) noexcept nogil>find(so, b"env_set_maxdbs")
     lm.env_get_fd = <int (*)(void*, int*) noexcept nogil>find(so, b"env_get_fd")
+    lm.env_info = <int (*)(void*, EnvironmentInfo*) noexcept nogil>find(so, b"env_info")
+    lm.env_stat = <int (*)(void*, Stat*) noexcept nogil>find(so, b"env_stat")
     lm.txn_begin = <int (*)(void*, void*, unsigned int, void**) noexcept nogil>find(
         so, b"txn_begin"
     )
@@ -138,7 +140,8 @@ cdef bint is_full(int fd, int rc) noexcept nogil:
     if room.f_bavail * room.f_bsize < <unsigned long>FULL_BYTES:
         return True
     getrlimit(RLIMIT_FSIZE, &limit)
-    return limit.rlim_cur - file.st_size < <unsigned long>FULL_BYTES
+    # The limit may lie inside the file, which is longer than what is in it (`_ahead.pyx`).
+    return <unsigned long>file.st_size + <unsigned long>FULL_BYTES > limit.rlim_cur
 
 
 cdef object error_of(int fd, int rc, str what):
@@ -179,12 +182,15 @@ cdef class Environment:
         check(lm.env_set_mapsize(self.env, map_bytes or <size_t>MAP_BYTES), f"cannot map {path}")
         check(lm.env_set_maxdbs(self.env, DATABASES_MAX), f"cannot open {path}")
         cdef bytes name = os.fsencode(path)
+        cdef Stat stat
         cdef int rc = lm.env_open(self.env, name, NOTLS, MODE)
         if rc:
             raise error_of(-1, rc, f"cannot open {path}")
         _opened.add((self.device, self.inode))
         self.users = 1
         lm.env_get_fd(self.env, &self.fd)
+        check(lm.env_stat(self.env, &stat), f"cannot read {path}")
+        self.page_bytes = stat.page_bytes
         check(lm.txn_begin(self.env, NULL, RDONLY, &self.reader), f"cannot read {path}")
         lm.txn_reset(self.reader)
         self.map_at = <char*><size_t>_mapped_at(Path(path) / "data.mdb")

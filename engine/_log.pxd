@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from engine._ahead cimport Ahead
 from engine._commit cimport Job, LogDbs, Step
 from engine._lmdb cimport Environment
 from engine._threads cimport pthread_cond_t, pthread_mutex_t
@@ -33,5 +34,6 @@ cdef class LmdbLog:
     cdef int open_state(self) except -1
     cdef list seals(self, uint64_t from_commit, uint64_t limit)
     # The thread's side.
+    cdef Ahead ahead
     cdef void write_on(self) noexcept nogil
     cdef void publish(self, Job* job, int rc, Step step) noexcept nogil

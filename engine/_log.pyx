@@ -26,7 +26,9 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from engine._ahead cimport write_ahead
 from engine._commit cimport (
+    AT_AHEAD,
     DAMAGED,
     LOG_DATABASES,
     Job,
@@ -80,7 +82,7 @@ FORMAT_VERSION = 1
 cdef enum:
     UNDER_WAY_MAX = 2
 
-STEPS = ("begin", "append", "receipts", "seal", "trim", "commit")
+STEPS = ("begin", "append", "receipts", "seal", "trim", "commit", "ahead")
 
 
 @cython.final
@@ -240,6 +242,10 @@ cdef class LmdbLog:
             pthread_mutex_unlock(&self.lock)
             rc = write_job(self.env, &self.dbs, job, self.first_seq, &step)
             self.publish(job, rc, step)
+            if rc == 0:
+                rc = write_ahead(self.env, &self.ahead)
+                if rc:
+                    self.publish(job, rc, AT_AHEAD)
 
     cdef void publish(self, Job* job, int rc, Step step) noexcept nogil:
         pthread_mutex_lock(&self.lock)
