@@ -67,7 +67,12 @@ class LogSection:
     bytes_max: int = _int(
         64 << 30, 16 * MIB, 1 << 44, "log and tables together; creates are refused at 90 % of it"
     )
-    slice_delay: int = _span("5s", "1ms", "1m", "how long the tables may be behind the log")
+    slice_delay: int = _span(
+        "5s",
+        "1ms",
+        "1m",
+        "an event waits so long before the tables follow, and up to half as long again",
+    )
     slice_max: int = _int(65_536, 64, 1_048_576, "events that make the tables follow at once")
     overlay_max: int = _int(
         500_000, 1_000, 50_000_000, "timers newer than the tables; at this creates wait"

@@ -19,6 +19,8 @@ cdef class Follower:
     cdef uint64_t bytes_used
     cdef uint64_t followed, followed_commit, now_commit
     cdef int64_t waiting_since_ns
+    cdef uint64_t drain_commit      # up to which pieces follow one another
+    cdef int64_t drain_since_ns, rest_ns, rest_until_ns
     cdef uint64_t expire_below      # what was asked for
     cdef int64_t notes_before_ns
     cdef bint sweep, stop, signalled
@@ -29,6 +31,8 @@ cdef class Follower:
     cdef Fold fold
     cdef Fault trouble              # becomes `fault` when it is published
     cdef uint64_t used
+    cdef uint64_t piece_entries     # events of the next piece
+    cdef int64_t commit_ns          # what the last commit took
     # The caller's.
     cdef object thread
     cdef int event_fd
@@ -42,12 +46,18 @@ cdef class Follower:
     cdef int open_state(self) except -1
     cdef int raise_fault(self) except -1
     cdef void fold_on(self) noexcept nogil
+    cdef void begin_drain(self, int64_t now_ns) noexcept nogil
     cdef bint wait_for_work(self) noexcept nogil
     cdef bint slice_is_due(self) noexcept nogil
+    cdef bint is_far_behind(self) noexcept nogil
+    cdef bint is_resting(self) noexcept nogil
+    cdef void learn(self, uint64_t entries) noexcept nogil
     cdef bint expiry_is_due(self) noexcept nogil
-    cdef int make_slice(self, uint64_t to_commit, Standing* standing) noexcept nogil
+    cdef int make_slice(
+        self, uint64_t to_commit, uint64_t entries, Standing* standing
+    ) noexcept nogil
     cdef int make_expiry(
         self, uint64_t below, int64_t before_ns, Standing* standing
     ) noexcept nogil
     cdef int commit(self, int rc, Standing* standing) noexcept nogil
-    cdef void publish(self, int rc, Standing* standing, int64_t began_ns) noexcept nogil
+    cdef void publish(self, int rc, Standing* standing) noexcept nogil

@@ -5,6 +5,11 @@ A slice is made when `slice_entries` events wait, or the oldest has waited `slic
 row for each timer (`_fold.pyx`) and commits them with the position they reach, in one transaction.
 So after any crash the tables stand at the end of some commit, and go on from there.
 
+The log's commits wait while a slice is being synced, for the disk is one. So a slice is written in
+pieces: PIECE_MAX events, fewer where that takes longer than COMMIT_NS; and they are spread over half
+the time in which the slice came together. Large ones dirty fewer pages: who is far behind writes
+whole slices, and does not rest.
+
 It must never read more of the log than `follow` said is durable, and never forget a finished timer
 whose last event the log still holds. Like the log's, it stops for good at an error.
 """
@@ -81,6 +86,10 @@ from engine.store import Applied
 FORMAT_VERSION = 1
 
 cdef enum:
+    PIECE_MAX = 8_192
+    PIECE_MIN = 2_048     # below, a piece dirties nearly as many pages as it has events
+    COMMIT_NS = 8_000_000
+    FAR_SLICES = 2        # so many slices are far behind
     SWEEP_LOOKS = 4096    # notes that a sweep looks at, or a 64th of all of them if that is more
 
 # By Wrong: what is raised, and what it says of the event or commit {0}, or of the timer {1}.
@@ -128,6 +137,7 @@ cdef class Follower:
         pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
         pthread_cond_init(&self.wake, &attributes)
         self.slice_entries, self.slice_age_ns = slice_entries, slice_age_ns
+        self.piece_entries = min(<uint64_t>PIECE_MAX, slice_entries)
         self.env = Environment(path, map_bytes)
         names = (b"meta", b"timers", b"due", b"names", b"done", b"notes")
         found = self.env.open_dbs(names, FORMAT_VERSION)
@@ -181,7 +191,7 @@ cdef class Follower:
             self.followed, self.followed_commit = last_seq, commit
         if now:
             self.now_commit = self.followed_commit
-        if wake or self.slice_is_due():
+        if wake or (self.slice_is_due() and not self.is_resting()):
             pthread_cond_signal(&self.wake)
         pthread_mutex_unlock(&self.lock)
         return 0
@@ -232,8 +242,8 @@ cdef class Follower:
 
     cdef void fold_on(self) noexcept nogil:
         cdef Standing standing
-        cdef uint64_t to_commit, below
-        cdef int64_t before_ns, began_ns
+        cdef uint64_t to_commit, below, entries
+        cdef int64_t before_ns
         cdef bint slice
         cdef int rc = 0
         while rc == 0:
@@ -241,28 +251,41 @@ cdef class Follower:
             if not self.wait_for_work():
                 pthread_mutex_unlock(&self.lock)
                 return
-            slice, standing, to_commit = self.slice_is_due(), self.standing, self.followed_commit
+            slice, standing = self.slice_is_due() and not self.is_resting(), self.standing
+            if slice and self.drain_commit <= standing.commit:
+                self.begin_drain(monotonic_ns())
+            to_commit, entries = max(self.drain_commit, self.now_commit), self.piece_entries
+            if self.is_far_behind():
+                to_commit, entries = self.followed_commit, self.slice_entries
             below = min(self.expire_below, self.standing.seq)
             before_ns = self.notes_before_ns if self.sweep else 0
             if not slice:
                 self.sweep = False
             pthread_mutex_unlock(&self.lock)
-            began_ns = monotonic_ns()
             if slice:
-                rc = self.make_slice(to_commit, &standing)
+                rc = self.make_slice(to_commit, entries, &standing)
             else:
                 rc = self.make_expiry(below, before_ns, &standing)
-            self.publish(rc, &standing, began_ns if slice else 0)
+            self.publish(rc, &standing)
+
+    cdef void begin_drain(self, int64_t now_ns) noexcept nogil:
+        """Under the lock; what has been followed up to now is the slice."""
+        cdef int64_t came_ns = min(now_ns - self.waiting_since_ns, self.slice_age_ns)
+        cdef int64_t pieces = (self.followed - self.standing.seq) // self.piece_entries + 1
+        self.drain_commit, self.drain_since_ns = self.followed_commit, now_ns
+        self.rest_ns = max(came_ns, <int64_t>0) // (2 * pieces)
 
     cdef bint wait_for_work(self) noexcept nogil:
         """Under the lock; whether there is work, or else it is to stop."""
         cdef timespec until
         cdef int64_t until_ns
         while not self.stop:
-            if self.slice_is_due() or self.expiry_is_due():
+            if (self.slice_is_due() and not self.is_resting()) or self.expiry_is_due():
                 return True
             if self.followed_commit > self.standing.commit:
                 until_ns = self.waiting_since_ns + self.slice_age_ns
+                if self.slice_is_due():
+                    until_ns = self.rest_until_ns
                 until.tv_sec, until.tv_nsec = until_ns // 1_000_000_000, until_ns % 1_000_000_000
                 pthread_cond_timedwait(&self.wake, &self.lock, &until)
             else:
@@ -274,21 +297,32 @@ cdef class Follower:
             return False
         return (
             self.now_commit > self.standing.commit
+            or self.drain_commit > self.standing.commit
             or self.followed - self.standing.seq >= self.slice_entries
             or monotonic_ns() - self.waiting_since_ns >= self.slice_age_ns
         )
 
+    cdef bint is_far_behind(self) noexcept nogil:
+        return self.followed - self.standing.seq >= <uint64_t>FAR_SLICES * self.slice_entries
+
+    cdef bint is_resting(self) noexcept nogil:
+        if self.now_commit > self.standing.commit or self.is_far_behind():
+            return False
+        return monotonic_ns() < self.rest_until_ns
+
     cdef bint expiry_is_due(self) noexcept nogil:
         return self.sweep or min(self.expire_below, self.standing.seq) > self.standing.done_below
 
-    cdef int make_slice(self, uint64_t to_commit, Standing* standing) noexcept nogil:
+    cdef int make_slice(
+        self, uint64_t to_commit, uint64_t entries, Standing* standing
+    ) noexcept nogil:
         cdef int rc = lm.txn_renew(self.log_txn)
         if rc:
             return wrong(&self.trouble, LOG_UNREADABLE, rc, 0)
         self.piece.seq, self.piece.commit = standing.seq, standing.commit
         self.piece.skip_below = standing.rebuilt_from
         rc = slice_gather(
-            &self.piece, self.log_txn, &self.log.dbs, to_commit, self.slice_entries, &self.trouble
+            &self.piece, self.log_txn, &self.log.dbs, to_commit, entries, &self.trouble
         )
         lm.txn_reset(self.log_txn)
         if rc:
@@ -300,7 +334,19 @@ cdef class Follower:
         self.fold.lenient = standing.commit < standing.rebuild_to
         rc = fold_slice(&self.fold, &self.piece, &self.trouble)
         standing.seq, standing.commit = self.piece.seq, self.piece.commit
-        return self.commit(rc, standing)
+        rc = self.commit(rc, standing)
+        self.learn(self.piece.seq - self.piece.begin_seq)
+        return rc
+
+    cdef void learn(self, uint64_t entries) noexcept nogil:
+        """How many events the next piece may have, now that so many took `commit_ns`."""
+        cdef uint64_t most = min(<uint64_t>PIECE_MAX, self.slice_entries)
+        cdef uint64_t fits = entries * <uint64_t>COMMIT_NS // <uint64_t>max(self.commit_ns, 1)
+        if self.commit_ns > <int64_t>COMMIT_NS:
+            self.piece_entries = max(fits, min(<uint64_t>PIECE_MIN, most))
+        else:
+            self.piece_entries += self.piece_entries // 4
+        self.piece_entries = min(self.piece_entries, most)
 
     cdef int make_expiry(
         self, uint64_t below, int64_t before_ns, Standing* standing
@@ -343,21 +389,25 @@ cdef class Follower:
             lm.txn_abort(self.fold.txn)
         else:
             self.used = self.env.used_bytes(self.fold.txn, TABLES_DATABASES)
+            self.commit_ns = -monotonic_ns()
             rc = lm.txn_commit(self.fold.txn)
+            self.commit_ns += monotonic_ns()
         slice_clear(&self.piece)
         # Both files were read from end to end; their pages need not count as ours.
         self.env.drop_pages()
         self.log_env.drop_pages()
         return wrong(&self.trouble, TABLES_UNWRITABLE, rc, 0) if rc else 0
 
-    cdef void publish(self, int rc, Standing* standing, int64_t began_ns) noexcept nogil:
+    cdef void publish(self, int rc, Standing* standing) noexcept nogil:
         pthread_mutex_lock(&self.lock)
         if rc:
             self.fault = self.trouble
         else:
+            if standing.commit > self.standing.commit:
+                self.rest_until_ns = monotonic_ns() + self.rest_ns
+                if standing.commit >= self.drain_commit:
+                    self.rest_until_ns, self.waiting_since_ns = 0, self.drain_since_ns
             self.standing, self.bytes_used = standing[0], self.used
-            if began_ns:  # what still waits came after the slice was begun, or nearly so
-                self.waiting_since_ns = began_ns
         if not self.signalled:
             self.signalled = True
             eventfd_write(self.event_fd, 1)
@@ -444,5 +494,6 @@ cdef class Follower:
         pthread_mutex_lock(&self.lock)
         self.standing, self.bytes_used = standing, self.used
         self.followed, self.followed_commit, self.now_commit = seq, commit, 0
+        self.drain_commit = 0
         pthread_mutex_unlock(&self.lock)
         return 0

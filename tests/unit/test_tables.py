@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from engine._tables import LmdbTables
@@ -306,3 +307,43 @@ def test_a_scan_of_everything_does_not_stay_in_memory(tmp_path: Path) -> None:
                 break
         assert tables.applied().bytes_used > 55 << 20
         assert 4 << 20 < most < 48 << 20
+
+
+def commits_of(path: Path) -> int:
+    """How many transactions the tables of a closed store have seen."""
+    with lmdb.open(str(path / "tables"), max_dbs=8, readonly=True, lock=False) as found:
+        return int(found.info()["last_txnid"])
+
+
+def test_a_slice_is_written_in_pieces(tmp_path: Path) -> None:
+    """So that no commit of the log waits for all of it to be synced."""
+    with opened(tmp_path):
+        pass
+    before = commits_of(tmp_path)
+    with opened(tmp_path) as (log, tables, writer):
+        for _ in range(20):
+            writer.create(1_000)
+        catch_up(log, tables)
+        assert tables.applied().seq == 20_000
+    assert 2 <= commits_of(tmp_path) - before <= 3
+
+
+def test_what_is_far_behind_takes_whole_slices(tmp_path: Path) -> None:
+    with opened(tmp_path, entries=16_000) as (log, tables, writer):
+        for _ in range(35):
+            writer.create(1_000)
+        state = log.state()
+        tables.follow(state.last_seq, state.commit)
+        wait(tables.fileno())
+        assert tables.applied().seq >= 16_000
+
+
+def test_pieces_follow_one_another_without_being_asked(tmp_path: Path) -> None:
+    """And nothing is left over that waits for the next slice."""
+    with opened(tmp_path, entries=16_000) as (log, tables, writer):
+        for _ in range(20):
+            writer.create(1_000)
+        state = log.state()
+        tables.follow(state.last_seq, state.commit)
+        while tables.applied().seq < state.last_seq:
+            wait(tables.fileno())
