@@ -439,10 +439,14 @@ class Ledger:
 
     # ------------------------------------------------------------------------------- admission
 
+    def create_room(self) -> int:
+        """How many timers `admit_create` admits now."""
+        return self.config.limits.timers_max - self.live_count
+
     def admit_create(self, number: int) -> None:
         """Refuse creates that there is no room for. Raises Refused."""
         limits = self.config.limits
-        if self.live_count + number > limits.timers_max:
+        if number > self.create_room():
             raise refusal(
                 "quota_exceeded",
                 f"there are {self.live_count} timers; the limit is {limits.timers_max} "

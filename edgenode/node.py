@@ -145,9 +145,9 @@ class Node:
         ledger, about = self.ledger, self.about
         if self.fires_behind or about.writes_refused or about.creates_refused:
             return 0
-        room = ledger.config.log.overlay_max - ledger.hot.newer_count
         limits = ledger.config.limits
-        room = min(room, limits.timers_max - ledger.live_count)
+        room = ledger.config.log.overlay_max - ledger.hot.newer_count
+        room = min(room, ledger.create_room())
         drafts = read_singles(came, at, room, calls.singles, LOCAL, ledger.now, limits)
         if not drafts:
             return 0
