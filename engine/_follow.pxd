@@ -20,7 +20,8 @@ cdef class Follower:
     cdef uint64_t followed, followed_commit, now_commit
     cdef int64_t waiting_since_ns
     cdef uint64_t drain_commit      # up to which pieces follow one another
-    cdef int64_t drain_since_ns, rest_ns, rest_until_ns
+    cdef uint64_t drain_entries     # how many events that were
+    cdef int64_t drain_since_ns, drain_ns, rest_until_ns
     cdef uint64_t expire_below      # what was asked for
     cdef int64_t notes_before_ns
     cdef bint sweep, stop, signalled
@@ -49,7 +50,7 @@ cdef class Follower:
     cdef void begin_drain(self, int64_t now_ns) noexcept nogil
     cdef bint wait_for_work(self) noexcept nogil
     cdef bint slice_is_due(self) noexcept nogil
-    cdef bint is_far_behind(self) noexcept nogil
+    cdef bint must_hurry(self) noexcept nogil
     cdef bint is_resting(self) noexcept nogil
     cdef void learn(self, uint64_t entries) noexcept nogil
     cdef bint expiry_is_due(self) noexcept nogil

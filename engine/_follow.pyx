@@ -7,8 +7,8 @@ So after any crash the tables stand at the end of some commit, and go on from th
 
 The log's commits wait while a slice is being synced, for the disk is one. So a slice is written in
 pieces: PIECE_MAX events, fewer where that takes longer than COMMIT_NS; and they are spread over half
-the time in which the slice came together. Large ones dirty fewer pages: who is far behind writes
-whole slices, and does not rest.
+the time in which the slice came together. Large ones dirty fewer pages: where `slice_entries` wait,
+or there is a hurry, whole slices are written without rest.
 
 It must never read more of the log than `follow` said is durable, and never forget a finished timer
 whose last event the log still holds. Like the log's, it stops for good at an error.
@@ -89,7 +89,6 @@ cdef enum:
     PIECE_MAX = 8_192
     PIECE_MIN = 2_048     # below, a piece dirties nearly as many pages as it has events
     COMMIT_NS = 8_000_000
-    FAR_SLICES = 2        # so many slices are far behind
     SWEEP_LOOKS = 4096    # notes that a sweep looks at, or a 64th of all of them if that is more
 
 # By Wrong: what is raised, and what it says of the event or commit {0}, or of the timer {1}.
@@ -254,8 +253,8 @@ cdef class Follower:
             slice, standing = self.slice_is_due() and not self.is_resting(), self.standing
             if slice and self.drain_commit <= standing.commit:
                 self.begin_drain(monotonic_ns())
-            to_commit, entries = max(self.drain_commit, self.now_commit), self.piece_entries
-            if self.is_far_behind():
+            to_commit, entries = self.drain_commit, self.piece_entries
+            if self.must_hurry():
                 to_commit, entries = self.followed_commit, self.slice_entries
             below = min(self.expire_below, self.standing.seq)
             before_ns = self.notes_before_ns if self.sweep else 0
@@ -271,9 +270,9 @@ cdef class Follower:
     cdef void begin_drain(self, int64_t now_ns) noexcept nogil:
         """Under the lock; what has been followed up to now is the slice."""
         cdef int64_t came_ns = min(now_ns - self.waiting_since_ns, self.slice_age_ns)
-        cdef int64_t pieces = (self.followed - self.standing.seq) // self.piece_entries + 1
         self.drain_commit, self.drain_since_ns = self.followed_commit, now_ns
-        self.rest_ns = max(came_ns, <int64_t>0) // (2 * pieces)
+        self.drain_entries = max(self.followed - self.standing.seq, <uint64_t>1)
+        self.drain_ns = max(came_ns, <int64_t>0) // 2
 
     cdef bint wait_for_work(self) noexcept nogil:
         """Under the lock; whether there is work, or else it is to stop."""
@@ -302,13 +301,13 @@ cdef class Follower:
             or monotonic_ns() - self.waiting_since_ns >= self.slice_age_ns
         )
 
-    cdef bint is_far_behind(self) noexcept nogil:
-        return self.followed - self.standing.seq >= <uint64_t>FAR_SLICES * self.slice_entries
+    cdef bint must_hurry(self) noexcept nogil:
+        if self.now_commit > self.standing.commit:
+            return True
+        return self.followed - self.standing.seq >= self.slice_entries
 
     cdef bint is_resting(self) noexcept nogil:
-        if self.now_commit > self.standing.commit or self.is_far_behind():
-            return False
-        return monotonic_ns() < self.rest_until_ns
+        return not self.must_hurry() and monotonic_ns() < self.rest_until_ns
 
     cdef bint expiry_is_due(self) noexcept nogil:
         return self.sweep or min(self.expire_below, self.standing.seq) > self.standing.done_below
@@ -341,12 +340,10 @@ cdef class Follower:
     cdef void learn(self, uint64_t entries) noexcept nogil:
         """How many events the next piece may have, now that so many took `commit_ns`."""
         cdef uint64_t most = min(<uint64_t>PIECE_MAX, self.slice_entries)
-        cdef uint64_t fits = entries * <uint64_t>COMMIT_NS // <uint64_t>max(self.commit_ns, 1)
+        cdef uint64_t fits = self.piece_entries + self.piece_entries // 4
         if self.commit_ns > <int64_t>COMMIT_NS:
-            self.piece_entries = max(fits, min(<uint64_t>PIECE_MIN, most))
-        else:
-            self.piece_entries += self.piece_entries // 4
-        self.piece_entries = min(self.piece_entries, most)
+            fits = entries * <uint64_t>COMMIT_NS // <uint64_t>self.commit_ns
+        self.piece_entries = min(max(fits, <uint64_t>PIECE_MIN), most)
 
     cdef int make_expiry(
         self, uint64_t below, int64_t before_ns, Standing* standing
@@ -399,12 +396,15 @@ cdef class Follower:
         return wrong(&self.trouble, TABLES_UNWRITABLE, rc, 0) if rc else 0
 
     cdef void publish(self, int rc, Standing* standing) noexcept nogil:
+        cdef uint64_t done = min(standing.seq - self.standing.seq, self.drain_entries)
         pthread_mutex_lock(&self.lock)
         if rc:
             self.fault = self.trouble
         else:
             if standing.commit > self.standing.commit:
-                self.rest_until_ns = monotonic_ns() + self.rest_ns
+                self.rest_until_ns = (
+                    monotonic_ns() + self.drain_ns * <int64_t>done // <int64_t>self.drain_entries
+                )
                 if standing.commit >= self.drain_commit:
                     self.rest_until_ns, self.waiting_since_ns = 0, self.drain_since_ns
             self.standing, self.bytes_used = standing[0], self.used
