@@ -103,7 +103,18 @@ def demo_command(seconds: float) -> None:
 @click.argument(
     "what",
     type=click.Choice(
-        ["wheel", "store", "turn", "node", "jitter", "recovery", "growth", "consumers", "peers", "all"]
+        [
+            "wheel",
+            "store",
+            "turn",
+            "node",
+            "jitter",
+            "recovery",
+            "growth",
+            "consumers",
+            "peers",
+            "all",
+        ]
     ),
 )
 @click.option("--small", is_flag=True, help="End within seconds: to see that it runs.")
