@@ -71,7 +71,7 @@ def drain(stream: str, batch: int, depth: int, wanted: int, names: list[str]) ->
         for _ in range(depth):
             worker.pull()
     while sum(worker.acked for worker in workers) < wanted:
-        came = poller.poll(IDLE_S * 1_000)
+        came = poller.poll(int(IDLE_S * 1_000))
         assert came, f"no reply in {IDLE_S} s"
         for socket, _ in came:
             by_socket[socket].hear()
