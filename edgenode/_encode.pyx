@@ -33,6 +33,8 @@ cdef enum:
     MISFIRE = 4
     STEADY = 0
     LATE = 3
+    SKIPPED = 10
+    ESCALATED = 11
     FIXED_MAX = 1200  # more than all members of fixed size take
     ID_TEXT = 30
     ROOM = 6144  # on the stack, for what is put together; what is larger gets memory of its own
@@ -46,7 +48,7 @@ assert (HEAD, IMAGE, BLOB, HAS_IMAGE, MISFIRE, STEADY) == (
     _record.Scale.STEADY,
 )
 assert _record.IMAGE_END == HEAD + IMAGE
-assert _Kind.LATE == LATE
+assert (_Kind.LATE, _Kind.SKIPPED, _Kind.ESCALATED) == (LATE, SKIPPED, ESCALATED)
 
 cdef struct Parts:  # of a blob
     const char* name
@@ -247,7 +249,7 @@ cdef int read_parts(Parts* parts, const char* blob, size_t size) except -1:
 
 _STATES = [_names.STATE_NAMES.get(state, "").encode() for state in range(8)]
 _REASONS = [_names.REASON_NAMES.get(reason, "").encode() for reason in range(16)]
-_FIRES = frozenset({_Kind.EXPIRED, _Kind.SKIPPED, _Kind.LATE})
+_FIRES = frozenset({_Kind.EXPIRED, _Kind.SKIPPED, _Kind.LATE, _Kind.ESCALATED})
 
 
 @cython.final
@@ -351,6 +353,9 @@ cdef class Encoder:
         if parts.payload_bytes:
             to = put(to, ',"payload":', 11)
             to = put(to, parts.payload, parts.payload_bytes)
+        if <uint8_t>raw[5] in (SKIPPED, ESCALATED) and parts.rest_bytes > 2:
+            to = put(to, ",", 1)
+            to = put(to, parts.rest + 1, parts.rest_bytes - 2)
         return put(to, "}", 1)
 
     def view(

@@ -17,6 +17,7 @@ from engine._record cimport (
     EventHead, Image, RowHead,
 )
 
+from edgenode import misfire as _misfire
 from engine import record as _record
 from engine import schedule as _schedule
 from engine import timer as _timer
@@ -25,9 +26,11 @@ cdef extern from "<string.h>" nogil:
     void *memmem(const void *text, size_t size, const void *part, size_t part_size)
 
 cdef const char* BUDGET = '"lateness_budget":'
+cdef const char* POLICY = '"misfire":'
 
 cdef enum:
     BUDGET_BYTES = 18
+    POLICY_BYTES = 10
     ID_BYTES = 16
     KIND_EXPIRED = 2
     FLAG_MISFIRE = 4
@@ -45,6 +48,7 @@ assert (REASON_NONE, REASON_MAX_OCCURRENCES, REASON_EXPIRES_AT) == (
     _timer.Reason.EXPIRES_AT,
 )
 assert FIXED_DELAY == _schedule.FIXED_DELAY
+assert <bytes>POLICY == _misfire.MARK and POLICY_BYTES == len(_misfire.MARK)
 
 
 cdef packed struct Rule:  # engine/schedule.py, 36 bytes
@@ -86,18 +90,22 @@ cdef const char* image_of(bytes stored, uint64_t seq) noexcept:
     return raw + head
 
 
-cdef bint read_rule(const char* blob, size_t size, Rule* rule) noexcept nogil:
+cdef bint holds(const char* rest, size_t size, bint late) noexcept nogil:
+    if memmem(rest, size, BUDGET, BUDGET_BYTES) != NULL:
+        return True
+    return late and memmem(rest, size, POLICY, POLICY_BYTES) != NULL
+
+
+cdef bint read_rule(const char* blob, size_t size, bint late, Rule* rule) noexcept nogil:
     """The rule of a definition; False if the definition does not add up, or has a budget of
-    lateness, which is for Python to read."""
+    lateness or, where it is late, a misfire policy: these are for Python to read."""
     cdef const BlobHead* head = <const BlobHead*>blob
     cdef uint64_t total = sizeof(BlobHead) + <uint64_t>head.rule_bytes + head.name_bytes
     total += head.labels_bytes + <uint64_t>head.schedule_bytes + head.payload_bytes
     total += head.rest_bytes
     if total != size:
         return False
-    if head.rest_bytes and memmem(
-        blob + size - head.rest_bytes, head.rest_bytes, BUDGET, BUDGET_BYTES
-    ) != NULL:
+    if head.rest_bytes and holds(blob + size - head.rest_bytes, head.rest_bytes, late):
         return False
     rule.recurring = 0
     if head.rule_bytes:
@@ -177,7 +185,9 @@ cdef bytes expired(
         return None
     if tick_at_or_after(deadline_ns, now.tick_ns) > now.wheel_tick:
         return None
-    if not read_rule(image_at + sizeof(Image), size - sizeof(Image), &rule):
+    if not read_rule(
+        image_at + sizeof(Image), size - sizeof(Image), deadline_ns < now.steady_ns, &rule
+    ):
         return None
     made = PyBytes_FromStringAndSize(NULL, sizeof(EventHead) + size)
     event = <EventHead*>PyBytes_AS_STRING(made)

@@ -105,7 +105,9 @@ class EngineSection:
     overload_after: int = _span(
         "50ms", "1ms", "10s", "creates wait while a due timer has been waiting for longer"
     )
-    misfire_after: int = _span("1s", "10ms", "1h", "a fire later than this is flagged a misfire")
+    misfire_after: int = _span(
+        "1s", "10ms", "1h", "a fire later than this was missed, and is flagged"
+    )
 
 
 @dataclass(frozen=True, slots=True)

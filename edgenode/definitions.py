@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 import orjson
 
+from edgenode import misfire
 from edgenode.config import LimitsSection
 from engine import schedule as rules
 from engine.clock import Now
@@ -65,7 +66,7 @@ def plan(asked: wire.Definition, now: Now, limits: LimitsSection) -> Plan:
         _labels(asked.labels, limits) if asked.labels else b"{}",
         _encode(asked.schedule),
         _payload(asked.payload, limits),
-        _rest(asked),
+        _rest(asked, timing.rule),
     )
     return Plan(blob, timing.scale, timing.first, name_hash(name))
 
@@ -167,16 +168,9 @@ def _refuse_reserved(asked: wire.Definition) -> None:
                 f"{member} is not supported by this version; leave it out",
                 pointer=f"/{member}",
             )
-    misfire = asked.misfire
-    if misfire is not None and misfire != wire.Misfire():
-        raise refusal(
-            "validation",
-            "misfire: only {'policy': 'fire_once'} is supported by this version, the default",
-            pointer="/misfire",
-        )
 
 
-def _rest(asked: wire.Definition) -> bytes:
+def _rest(asked: wire.Definition, rule: Rule) -> bytes:
     rest: dict[str, object] = {}
     if asked.max_occurrences is not None:
         rest["max_occurrences"] = asked.max_occurrences
@@ -184,6 +178,9 @@ def _rest(asked: wire.Definition) -> bytes:
         rest["expires_at"] = format_instant(parse_instant(asked.expires_at))
     if asked.lateness_budget is not None:
         rest["lateness_budget"] = format_duration(_budget(asked.lateness_budget))
+    policy = misfire.packed(asked.misfire, rule)
+    if policy is not None:
+        rest["misfire"] = policy
     return orjson.dumps(rest) if rest else b""
 
 
@@ -354,10 +351,11 @@ def replace_rule(blob: bytes, rule: Rule, schedule: wire.Schedule | None = None)
     return pack_blob(*parts)
 
 
-def slim(blob: bytes) -> bytes:
-    """Only what names the timer: for events that do not define it (record.FLAG_SLIM)."""
+def slim(blob: bytes, details: bytes = b"") -> bytes:
+    """Only what names the timer: for events that do not define it (record.FLAG_SLIM). details: a
+    JSON object that the event shows beside it."""
     parts = unpack_blob(blob)
-    return pack_blob(b"", parts.name, parts.labels, b"", b"", b"")
+    return pack_blob(b"", parts.name, parts.labels, b"", b"", details)
 
 
 # What decoding may raise: nesting beyond some thousand levels ends in a RecursionError.

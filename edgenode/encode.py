@@ -45,7 +45,7 @@ REASON_NAMES: dict[int, str] = {reason: reason.name.lower() for reason in Reason
 REASON_NAMES[Reason.NONE] = ""
 
 _TYPES = {kind: long_type(name) for kind, name in KIND_NAMES.items()}
-_FIRES = frozenset({Kind.EXPIRED, Kind.SKIPPED, Kind.LATE})
+_FIRES = frozenset({Kind.EXPIRED, Kind.SKIPPED, Kind.LATE, Kind.ESCALATED})
 
 
 class Identity(NamedTuple):

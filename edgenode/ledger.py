@@ -181,7 +181,7 @@ class Ledger:
         assert image is not None
         if record.flags & FLAG_BLOB:
             return Timer(image, record.blob)
-        return Timer(image, self._definition(record) or record.blob)
+        return Timer(image, self._definition(record) or slim(record.blob))
 
     def _definition(self, record: Event) -> bytes | None:
         """The newest definition at or before `record`, or the one in the tables."""
@@ -269,14 +269,16 @@ class Ledger:
         told_due_ns: int = 0,
         told_occurrence: int = 0,
         at_ns: int = 0,
+        details: bytes = b"",
         **after: int,
     ) -> Timer:
         """Write an event that changes a timer, and return the timer after it.
 
         blob: the whole definition, if it is new or the event must carry it; without one the event
         carries what names the timer. told_due_ns (UTC), told_occurrence: what the event speaks of,
-        by default the occurrence before the change. at_ns: its time, by default now. after: the
-        members of the image that change; `revision` and `seq` go by themselves.
+        by default the occurrence before the change. at_ns: its time, by default now. details: JSON
+        that an event without a definition shows. after: the members of the image that change;
+        `revision` and `seq` go by themselves.
         """
         before = timer.image
         seq = self.next_seq
@@ -294,7 +296,7 @@ class Ledger:
             told_due_ns,
             told_occurrence or before.occurrence,
             image,
-            blob or slim(timer.blob),
+            blob or slim(timer.blob, details),
         )
         self.events.append(data)
         scheduled = image.state == State.SCHEDULED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.pulse import Left
+from engine.record import Kind
 
 _BITS = 5  # 32 buckets for each power of two: 3 % wide
 _SIZE = (64 - _BITS) << _BITS
@@ -61,6 +62,8 @@ class Metrics:
     fired: int = 0
     late: int = 0  # released more than LATE_US after their due
     misfires: int = 0
+    skipped: int = 0  # `skipped` events; one can stand for several occurrences
+    escalated: int = 0
     over_budget: dict[str, int] = field(default_factory=dict)  # by tenant
     lead_ns: int = 0
     lateness_us: Histogram = field(default_factory=Histogram)
@@ -88,8 +91,17 @@ class Metrics:
             "total": self.fired,
             "late": self.late,
             "misfires": self.misfires,
+            "skipped": self.skipped,
+            "escalated": self.escalated,
             "over_budget": self.over_budget,
         }
+
+    def count_policy(self, written: Kind) -> None:
+        """Count what a misfire policy had written instead of, or before, a fire."""
+        if written is Kind.SKIPPED:
+            self.skipped += 1
+        elif written is Kind.ESCALATED:
+            self.escalated += 1
 
     def count(self, of: dict[str, int], what: str) -> None:
         """Add one to a named counter."""

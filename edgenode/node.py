@@ -24,6 +24,7 @@ from edgenode.verbs import about as about_verbs
 from edgenode.verbs import change, consume, create, dead, look
 from edgenode.verbs.about import About
 from engine.clock import Now, tick_floor
+from engine.record import Kind
 from engine.timer import State
 from minoots.wire.problems import Refused, refusal
 
@@ -353,7 +354,9 @@ class Node:
         for at, id in enumerate(ids):
             if at % 64 == 63:
                 ledger.breathe()
-            fire_due(ledger, id, tick)
+            written = fire_due(ledger, id, tick)
+            if written is not Kind.EXPIRED and written is not None:
+                self.about.metrics.count_policy(written)
         return len(ids)
 
     def next_fire_ns(self) -> int | None:

@@ -97,6 +97,19 @@ def following(rule: Rule, fired: Occurrence, *, now_ns: int, shift_ns: int) -> O
     return allowed(rule, Occurrence(number, due_ns), shift_ns=shift_ns)
 
 
+def numbered(
+    rule: Rule, missed: Occurrence, number: int, *, now_ns: int, shift_ns: int
+) -> Occurrence | None:
+    """The occurrence `number`, where `missed` and those up to it are skipped; None if there is
+    none."""
+    if not rule.recurring:
+        return None
+    if rule.mode == FIXED_DELAY:
+        return following(rule, missed, now_ns=now_ns, shift_ns=shift_ns)
+    due_ns = rule.anchor_ns + (number - rule.first) * rule.interval_ns
+    return allowed(rule, Occurrence(number, due_ns), shift_ns=shift_ns)
+
+
 def allowed(rule: Rule, coming: Occurrence, *, shift_ns: int) -> Occurrence | None:
     """`coming`, or None if it lies beyond max_occurrences or expires_ns."""
     if rule.max_occurrences and coming.number > rule.max_occurrences:

@@ -34,12 +34,13 @@ class Reason(IntEnum):
 
 TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 
-# (state before, event) -> the states it may lead to. `expired` leads on to the next occurrence of
-# a recurring timer, or to its completion.
+# (state before, event) -> the states it may lead to. `expired` and `skipped` lead on to the next
+# occurrence of a recurring timer, or to its completion; `escalated` goes before an `expired`.
 MOVES: dict[tuple[State | None, Kind], frozenset[State]] = {
     (None, Kind.SCHEDULED): frozenset({State.SCHEDULED}),
     (State.SCHEDULED, Kind.EXPIRED): frozenset({State.SCHEDULED, State.COMPLETED}),
     (State.SCHEDULED, Kind.SKIPPED): frozenset({State.SCHEDULED, State.COMPLETED}),
+    (State.SCHEDULED, Kind.ESCALATED): frozenset({State.SCHEDULED}),
     (State.SCHEDULED, Kind.CANCELLED): frozenset({State.CANCELLED}),
     (State.SCHEDULED, Kind.RESCHEDULED): frozenset({State.SCHEDULED}),
     (State.SCHEDULED, Kind.PAUSED): frozenset({State.PAUSED}),

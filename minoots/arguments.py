@@ -147,7 +147,7 @@ def definition(
 
     after, every: `15m`, seconds, or a timedelta. at, anchor, expires_at: RFC 3339 or an aware
     datetime. payload: anything that JSON can say, up to 64 KiB. more: further members of the
-    contract's definition, as they are (`misfire={"policy": "skip"}`).
+    contract's definition, as they are (`misfire={"policy": "skip"}`); None for none.
     Raises ValueError and TypeError saying what to write.
     """
     rule = schedule_of(after=after, at=at, every=every, schedule=schedule, mode=mode, anchor=anchor)

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import msgspec
 
-from edgenode import fire
+from edgenode import fire, misfire
 from edgenode.call import Call
 from edgenode.definitions import limits_of, replace_rule, time_of
 from edgenode.ledger import Ledger, Timer
@@ -136,6 +136,7 @@ def reschedule(ledger: Ledger, call: Call) -> Steps:
         expires_at=expires_at,
         number=timer.image.occurrence,
     )
+    misfire.check_rule(misfire.policy_of(timer.blob), timing.rule)
     blob = replace_rule(timer.blob, timing.rule, asked.schedule)
     after = {"scale": timing.scale, "occurrence": timing.first.number}
     paused = timer.image.state == State.PAUSED

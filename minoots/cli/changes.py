@@ -13,6 +13,8 @@ import click
 from minoots.cli.options import (
     changing,
     labels_of,
+    misfire_of,
+    missed,
     timer_filter_of,
     when,
     when_of,
@@ -64,6 +66,7 @@ def _payload(text: str | None) -> Any:
 @click.option(
     "--lateness-budget", metavar="D", help="A fire later than D is told by timer.late too."
 )
+@missed
 @click.option("--payload", metavar="JSON|@FILE|-", help="Handed back with every event.")
 @click.option("--label", "labels", metavar="K=V", multiple=True, help="May be repeated.")
 @click.option("--dry-run", is_flag=True, help="Show when it would fire; schedule nothing.")
@@ -86,6 +89,7 @@ def schedule(
     dry_run: bool,
     count: int,
     idem: str | None,
+    **misfire: Any,
 ) -> None:
     """Schedule a timer; when this returns, it is on the node's disk.
 
@@ -93,6 +97,7 @@ def schedule(
     minoots schedule tea --in 4m
     minoots schedule report --at '2026-11-22 09:00' --tz Europe/Berlin
     minoots schedule backup --every 1h --payload '{"db": "main"}' --label team=ops
+    minoots schedule reminder --in 2h --misfire skip --grace 5m
     """
     from minoots.cli.moments import instant_of
     from minoots.transport import wall_ns
@@ -105,8 +110,7 @@ def schedule(
 
         show_dues(None, count, asked)
         return
-    if lateness_budget is not None:
-        asked["lateness_budget"] = lateness_budget
+    asked |= {"lateness_budget": lateness_budget, "misfire": misfire_of(**misfire)}
     content, marks = _payload(payload), labels_of(labels)
     with settings().client() as client:
         view = client.schedule(name, payload=content, labels=marks, idem=idem, **asked)

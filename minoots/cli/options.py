@@ -41,6 +41,36 @@ def when(command: F) -> F:
     )
 
 
+def missed(command: F) -> F:
+    """--misfire and what goes with it."""
+    return _stack(
+        command,
+        (
+            click.option(
+                "--misfire",
+                type=click.Choice(["fire_once", "fire_all", "skip", "escalate"]),
+                help="What becomes of fires that were missed.",
+            ),
+            click.option("--grace", metavar="TIME", help="Later than this is missed."),
+            click.option("--max-lateness", metavar="TIME", help="Later than this is skipped."),
+            click.option(
+                "--max-catchup", type=int, metavar="N", help="With fire_all: the newest N fire."
+            ),
+            click.option(
+                "--catchup-rate", type=float, metavar="N", help="With fire_all: N a second."
+            ),
+        ),
+    )
+
+
+def misfire_of(misfire: str | None, **more: Any) -> dict[str, Any] | None:
+    """The misfire policy that the options mean; None if they say nothing."""
+    given = {name: value for name, value in more.items() if value is not None}
+    if misfire is not None:
+        given["policy"] = misfire
+    return given or None
+
+
 def which_timers(command: F) -> F:
     """--name-prefix, --label, --state, --due-before."""
     return _stack(

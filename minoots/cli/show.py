@@ -173,6 +173,9 @@ def timer(view: TimerView, kept: Settings, *, now_ns: int) -> None:
         rows.append(("until", view.expires_at))
     if view.lateness_budget is not None:
         rows.append(("lateness budget", view.lateness_budget))
+    if view.misfire is not None:
+        told = [f"{name} {value}" for name, value in msgspec.structs.asdict(view.misfire).items()]
+        rows.append(("misfire", ", ".join(text for text in told if not text.endswith(" None"))))
     if view.labels:
         rows.append(("labels", plain(labels_text(view.labels))))
     if view.payload is not None:

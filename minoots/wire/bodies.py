@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from minoots.wire.definition import Definition, Schedule
+from minoots.wire.definition import Definition, Misfire, Schedule
 
 SCHEDULE_MANY_MAX = 1_000
 PAGE_MAX = 1_000
@@ -267,6 +267,7 @@ class TimerView(msgspec.Struct, omit_defaults=True, kw_only=True):
     max_occurrences: int | None = None
     expires_at: str | None = None
     lateness_budget: str | None = None
+    misfire: Misfire | None = None
     remaining: str | None = None
     replayed: bool = False
 

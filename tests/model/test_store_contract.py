@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.record import (
+    FLAG_BLOB,
+    FLAG_SLIM,
     Event,
     Image,
     Kind,
@@ -91,12 +93,13 @@ class Tables:
         if image.state in TERMINAL:
             self.done[image.id] = event.seq
         else:
-            self.rows[image.id] = (image, event.blob or old)
+            self.rows[image.id] = (image, event.blob if event.flags & FLAG_BLOB else old)
 
 
 turns = st.lists(
     st.tuples(
-        st.sampled_from("cccccrrfpxun"),  # create, reschedule, fire, pause, cancel, resume, node
+        # create, reschedule, fire, skip, escalate, pause, cancel, resume, node
+        st.sampled_from("cccccrrfsepxun"),
         st.integers(0, IDS - 1),
         st.integers(1, 5 * HOUR_NS),
         st.integers(0, 40),
@@ -205,6 +208,8 @@ class StoreMachine(RuleBasedStateMachine):
                 "c": (Kind.RESCHEDULED, State.SCHEDULED),
                 "r": (Kind.RESCHEDULED, State(old.state)),
                 "f": (Kind.EXPIRED, State.COMPLETED if due % 2 else State(old.state)),
+                "s": (Kind.SKIPPED, State.COMPLETED if due % 2 else State(old.state)),
+                "e": (Kind.ESCALATED, State(old.state)),
                 "p": (Kind.PAUSED, State.PAUSED),
                 "x": (Kind.CANCELLED, State.CANCELLED),
                 "u": (Kind.RESUMED, State.SCHEDULED),
@@ -220,6 +225,9 @@ class StoreMachine(RuleBasedStateMachine):
         if state in TERMINAL:
             del live[id]
         prev = old.seq if old else 0
+        if op in "se" and old is not None:
+            told = pack_blob(b"", name, b"{}", b"", b"", b'{"count":3}')
+            return pack_event(seq, kind, FLAG_SLIM, self.clock, prev, due, 1, image, told)
         return pack_event(seq, kind, 0, self.clock, prev, due, 1, image, blob)
 
     def submit(self, batch: Batch) -> int:

@@ -95,7 +95,7 @@ def definition(**members: Any) -> dict[str, Any]:
         (definition(max_occurrences=0), "validation", "/max_occurrences"),
         (definition(expires_at="2027-01-15T08:30:00Z"), "no_future_occurrence", "/expires_at"),
         (definition(action_bundle={}), "validation", "/action_bundle"),
-        (definition(misfire={"policy": "skip"}), "validation", "/misfire"),
+        (definition(misfire={"policy": "fire_all"}), "validation", "/misfire/policy"),
     ],
 )
 def test_bad_definitions_name_the_member(

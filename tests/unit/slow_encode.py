@@ -12,7 +12,8 @@ from minoots.wire.frames import long_type
 from minoots.wire.times import format_duration, format_id, format_instant
 
 _TYPES = {kind: long_type(name) for kind, name in KIND_NAMES.items()}
-_FIRES = frozenset({Kind.EXPIRED, Kind.SKIPPED, Kind.LATE})
+_TOLD = frozenset({Kind.SKIPPED, Kind.ESCALATED})
+_FIRES = frozenset({Kind.EXPIRED, Kind.LATE}) | _TOLD
 NO_BLOB = Blob(b"", b"", b"{}", b"null", b"null", b"")
 
 
@@ -86,6 +87,8 @@ def event(
     tail = [head.encode(), text_json(blob.name), b',"labels":', blob.labels]
     if blob.payload:
         tail += (b',"payload":', blob.payload)
+    if record.kind in _TOLD and blob.rest:
+        tail += (b",", blob.rest[1:-1])
     tail.append(b"}}")
     return b"".join(tail)
 

@@ -262,6 +262,17 @@ def test_the_clock_and_agreeing_with_it(run: Run, node: FakeNode) -> None:
     assert not node.clock_held
 
 
+def test_a_misfire_policy(run: Run, node: FakeNode) -> None:
+    options = ("--misfire", "fire_all", "--grace", "5s", "--max-lateness", "1h")
+    run("schedule", "m", "--every", "1m", *options, "--max-catchup", "9", "--catchup-rate", "2.5")
+    asked = {"policy": "fire_all", "grace": "5s", "max_lateness": "1h"}
+    (timer,) = node.timers.values()
+    assert timer["misfire"] == asked | {"max_catchup": 9, "catchup_rate": 2.5}
+    shown = run("get", "m").stdout
+    assert "policy fire_all, grace 5s, max_lateness 1h, max_catchup 9, catchup_rate 2.5" in shown
+    run("schedule", "m", "--in", "1m", "--misfire", "often", code=2)
+
+
 def test_a_budget_of_lateness(run: Run, node: FakeNode) -> None:
     run("schedule", "strict", "--in", "4m", "--lateness-budget", "5ms")
     (timer,) = node.timers.values()

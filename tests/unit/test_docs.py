@@ -12,13 +12,12 @@ import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
-from edgenode import config, definitions, encode, lead, metrics
+from edgenode import config, definitions, encode, lead, metrics, misfire
 from edgenode.consumers import dead, deliver, plan
 from edgenode.doors import zeromq
 from edgenode.node import FREE_OPS, OPS
@@ -36,8 +35,8 @@ DOCUMENTS = (PROTOCOL, OPERATING)
 E2E = ROOT / "tests/e2e"
 
 CONFIG_TABLE = re.compile(r"(?<=<!-- config:begin -->\n).*?(?=<!-- config:end -->)", re.DOTALL)
-CONSTANTS: tuple[ModuleType, ...] = (frames, bodies, definition, times, definitions, zeromq, look)
-CONSTANTS += (config, record, lead, metrics, plan, deliver, dead, consume)
+CONSTANTS: tuple[ModuleType, ...] = (frames, bodies, definition, times, definitions, misfire)
+CONSTANTS += (zeromq, look, config, record, lead, metrics, plan, deliver, dead, consume)
 
 
 # ------------------------------------------------------------------------------ reading a page

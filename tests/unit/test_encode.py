@@ -94,7 +94,7 @@ def test_a_view_is_that_of_the_oracle(image: Image, blob: bytes, shift_ns: int, 
 @given(
     image=images(),
     blob=blobs(),
-    kind=st.sampled_from([Kind.SCHEDULED, Kind.EXPIRED, Kind.CANCELLED, Kind.SKIPPED]),
+    kind=st.sampled_from([Kind.SCHEDULED, Kind.EXPIRED, Kind.SKIPPED, Kind.ESCALATED]),
     at_ns=instants,
     due_ns=instants,
     fired_ns=st.one_of(st.none(), instants),

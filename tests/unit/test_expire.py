@@ -41,6 +41,10 @@ definitions = st.fixed_dictionaries(
         "name": st.just("tea"),
         "max_occurrences": st.integers(1, 4),
         "expires_at": instants,
+        "misfire": st.fixed_dictionaries(
+            {"policy": st.sampled_from(["fire_once", "fire_all", "skip", "escalate"])},
+            optional={"grace": st.sampled_from(["10ms", "2s", "1h"])},
+        ),
     },
 )
 steps = st.lists(
@@ -150,6 +154,14 @@ def test_a_budget_of_lateness_and_a_clock_in_doubt_are_for_python() -> None:
     assert len(fired(pack_row(wall, BLOB), 0)) == 1
     assert fired(pack_row(wall, BLOB), 0, held=True) == []
     assert len(fired(pack_row(image(), BLOB), 0, held=True)) == 1
+
+
+def test_a_misfire_policy_is_for_python_where_it_is_late() -> None:
+    rest = b'{"expires_at":"2030-01-01T00:00:00Z","misfire":{"policy":"skip"}}'
+    policed = pack_blob(b"", b"tea", b"{}", b'{"kind":"after"}', b"null", rest)
+    assert len(fired(pack_row(image(), policed), 0)) == 1
+    assert len(fired(pack_row(image(due_ns=START_NS - 1), BLOB), 0)) == 1
+    assert fired(pack_row(image(due_ns=START_NS - 1), policed), 0) == []
 
 
 def test_what_is_damaged_is_left_alone() -> None:
