@@ -15,4 +15,5 @@ def expire(
     serving_since_ns: int,
     horizon_ns: int,
     wall_held: bool,
+    held_before_ns: tuple[int, int],
 ) -> tuple[int, bool, bool] | None: ...

@@ -68,6 +68,7 @@ cdef struct Instant:  # when it is decided, and what that is held against
     int64_t steady_ns, utc_ns, shift_ns
     int64_t wheel_tick, tick_ns
     int64_t misfire_after_ns, serving_since_ns
+    int64_t held_steady_ns, held_wall_ns  # what is due before is held
     bint wall_held  # the wall clock is in doubt: its timers do not fire
 
 
@@ -179,6 +180,10 @@ cdef bytes expired(
     cdef Rule rule
     if before.state != STATE_SCHEDULED or before.revision == UINT32_MAX or before.due_ns <= 0:
         return None
+    if before.due_ns < (
+        now.held_steady_ns if before.scale == SCALE_STEADY else now.held_wall_ns
+    ):
+        return None
     if before.scale != SCALE_STEADY and now.wall_held:
         return None
     if memcmp(before.id, PyBytes_AS_STRING(id), ID_BYTES) != 0:
@@ -213,10 +218,12 @@ def expire(
     HotSet hot not None, bytes id not None, bytes stored not None, uint64_t stored_seq,
     list events not None, uint64_t seq, now, int64_t wheel_tick, int64_t tick_ns,
     int64_t misfire_after_ns, int64_t serving_since_ns, int64_t horizon_ns, bint wall_held,
+    tuple held_before_ns not None,
 ) -> tuple | None:
     """Fire a timer: its record is added to `events`, and the hot set has its next occurrence.
 
     stored: its newest record, at stored_seq, or its row, and then 0. seq: of the new record.
+    held_before_ns: by scale, what is due before does not fire.
     Returns its due on its own scale, whether that is the wall clock's, and whether it goes on; or
     None if nothing was done, for it is not plain. 1 us.
     """
@@ -233,6 +240,7 @@ def expire(
     instant.steady_ns, instant.utc_ns, instant.shift_ns = now
     instant.wheel_tick, instant.tick_ns = wheel_tick, tick_ns
     instant.wall_held = wall_held
+    instant.held_steady_ns, instant.held_wall_ns = held_before_ns
     instant.misfire_after_ns, instant.serving_since_ns = misfire_after_ns, serving_since_ns
     made = expired(
         image_at,

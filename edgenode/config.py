@@ -129,6 +129,20 @@ class ClockSection:
 
 
 @dataclass(frozen=True, slots=True)
+class OverdueSection:
+    """What happens to timers that came due while no node served."""
+
+    hold_above: int = _int(
+        10_000, 0, 1_000_000_000, "overdue timers at a start; more are held. 0: any are"
+    )
+    policy: str = _text(
+        "hold",
+        "of such a set, and of what is overdue after a restore: wait for orders, or fire, or skip",
+        ("hold", "fire", "skip"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LimitsSection:
     """What one client may ask."""
 
@@ -157,6 +171,7 @@ class Config:
     log: LogSection = field(default_factory=LogSection)
     engine: EngineSection = field(default_factory=EngineSection)
     clock: ClockSection = field(default_factory=ClockSection)
+    overdue: OverdueSection = field(default_factory=OverdueSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
 
 
@@ -166,6 +181,7 @@ SECTIONS: dict[str, type] = {
     "log": LogSection,
     "engine": EngineSection,
     "clock": ClockSection,
+    "overdue": OverdueSection,
     "limits": LimitsSection,
 }
 

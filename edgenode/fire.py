@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from edgenode import misfire
 from edgenode._expire import expire
-from edgenode.definitions import budget_of, replace_rule
+from edgenode.definitions import budget_of, replace_rule, slim
 from edgenode.ledger import TICK_NS, Awaited, Ledger, Timer
 from edgenode.misfire import Policy, Verdict
 from engine import schedule as rules
 from engine.clock import tick_at_or_after
-from engine.record import FLAG_MISFIRE, Image, Kind, Scale, rule_of
+from engine.record import FLAG_MISFIRE, FLAG_SLIM, Image, Kind, Scale, rule_of
 from engine.schedule import Occurrence, Rule
 from engine.timer import Reason, State
 
@@ -30,6 +30,9 @@ def fire_due(ledger: Ledger, id: bytes, wheel_tick: int) -> Kind | None:
     if timer is None or timer.image.state != State.SCHEDULED:
         return None
     image = timer.image
+    if ledger.is_held(image):
+        ledger.turned_away.add(id)
+        return None
     deadline_ns = ledger.deadline_ns(image)
     due_tick = tick_at_or_after(deadline_ns, TICK_NS)
     if image.scale == Scale.WALL and ledger.wall_held:
@@ -82,12 +85,22 @@ def skip(
     return ledger.change(
         Kind.SKIPPED,
         timer,
-        flags=FLAG_MISFIRE,
+        blob=slim(timer.blob, misfire.details(policy, reason, due, last, lateness_ns)),
+        flags=FLAG_SLIM | FLAG_MISFIRE,
         told_due_ns=image.due_ns + shift_ns,
         told_occurrence=due.number,
-        details=misfire.details(policy, reason, due, last, lateness_ns),
         **after,
     )
+
+
+def skip_missed(ledger: Ledger, timer: Timer) -> Timer:
+    """Write `skipped` for all of a timer that is due by now, because an operator says so."""
+    image, now = timer.image, ledger.now
+    rule = rules.unpack_rule(rule_of(timer.blob))
+    due = Occurrence(image.occurrence, image.due_ns)
+    now_ns = now.utc_ns if image.scale == Scale.WALL else now.steady_ns
+    skip_to = max(misfire.first_at(rule, due, now_ns + 1), due.number + 1)
+    return skip(ledger, timer, rule, misfire.policy_of(timer.blob), skip_to, "operator")
 
 
 def _escalate(ledger: Ledger, timer: Timer, rule: Rule, policy: Policy) -> Timer:
@@ -101,9 +114,9 @@ def _escalate(ledger: Ledger, timer: Timer, rule: Rule, policy: Policy) -> Timer
     return ledger.change(
         Kind.ESCALATED,
         timer,
-        flags=FLAG_MISFIRE,
+        blob=slim(timer.blob, misfire.details(policy, "policy", due, last, lateness_ns)),
+        flags=FLAG_SLIM | FLAG_MISFIRE,
         told_due_ns=image.due_ns + shift_ns,
-        details=misfire.details(policy, "policy", due, last, lateness_ns),
     )
 
 
@@ -140,6 +153,7 @@ def _expire_plain(ledger: Ledger, id: bytes, wheel_tick: int) -> bool:
         ledger.serving_since_ns,
         ledger.horizon_ns,
         ledger.wall_held,
+        ledger.held.before_ns if not ledger.let_go else ledger.held_before(id),
     )
     if done is None:
         return False

@@ -117,6 +117,7 @@ class Horizon:
     def _load_scale(self, scale: Scale, from_ns: int, to_ns: int) -> None:
         shift_ns = self._shift_ns(scale)
         from_ns, to_ns = (from_ns + shift_ns if from_ns else 0), to_ns + shift_ns
+        from_ns = max(from_ns, self._ledger.held.before_ns[scale])  # what is held is not armed
         ids, dues, _ = self._ledger.tables.due(scale, from_ns, to_ns)
         if ids:
             self._hot.load(ids, dues, scale, -shift_ns, TICK_NS)

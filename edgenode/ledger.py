@@ -22,6 +22,7 @@ from edgenode.consumers import notes as consumer_notes
 from edgenode.consumers.room import Consumers
 from edgenode.definitions import slim
 from edgenode.encode import Identity
+from edgenode.held import NOTHING, Held
 from engine._hot import HotSet
 from engine.clock import Now, tick_at_or_after
 from engine.pulse import Left
@@ -112,6 +113,10 @@ class Ledger:
     horizon_ns: int = 0  # steady: what is due before it is armed
     serving_since_ns: int = 0  # steady: what was due earlier was missed
     wall_held: bool = False  # the wall clock is in doubt: its timers do not fire
+    wall_held_by_ns: int = 0  # ... by how much
+    held: Held = field(default_factory=Held)  # what was overdue at a start
+    let_go: set[bytes] = field(default_factory=set)  # of those, some that are to fire
+    turned_away: set[bytes] = field(default_factory=set)  # ... that a change has had armed
     settled_seq: int = 0  # the newest event that is durable and was handed to the publisher
     live_count: int = 0
     trim_below: int = 0
@@ -200,8 +205,16 @@ class Ledger:
         if image.seq in self.unreleased:
             return "firing"
         if image.state == State.SCHEDULED and self.deadline_ns(image) < self.horizon_ns:
-            return "armed"
+            return "" if self.is_held(image) else "armed"
         return ""
+
+    def held_before(self, id: bytes) -> tuple[int, int]:
+        """By scale: what is due before does not fire, if it is of this timer. 0.1 us."""
+        return NOTHING if id in self.let_go else self.held.before_ns
+
+    def is_held(self, image: Image) -> bool:
+        """Whether a scheduled timer was overdue at a start and is held."""
+        return image.due_ns < self.held_before(image.id)[image.scale]
 
     def deadline_ns(self, image: Image) -> int:
         """A timer's due on the steady scale."""
@@ -269,16 +282,15 @@ class Ledger:
         told_due_ns: int = 0,
         told_occurrence: int = 0,
         at_ns: int = 0,
-        details: bytes = b"",
         **after: int,
     ) -> Timer:
         """Write an event that changes a timer, and return the timer after it.
 
-        blob: the whole definition, if it is new or the event must carry it; without one the event
-        carries what names the timer. told_due_ns (UTC), told_occurrence: what the event speaks of,
-        by default the occurrence before the change. at_ns: its time, by default now. details: JSON
-        that an event without a definition shows. after: the members of the image that change;
-        `revision` and `seq` go by themselves.
+        blob: the whole definition, if it is new or the event must carry it; without one, or with
+        one of `slim` and FLAG_SLIM, the event carries what names the timer. told_due_ns (UTC),
+        told_occurrence: what the event speaks of, by default the occurrence before the change.
+        at_ns: its time, by default now. after: the members of the image that change; `revision`
+        and `seq` go by themselves.
         """
         before = timer.image
         seq = self.next_seq
@@ -296,7 +308,7 @@ class Ledger:
             told_due_ns,
             told_occurrence or before.occurrence,
             image,
-            blob or slim(timer.blob, details),
+            blob or slim(timer.blob),
         )
         self.events.append(data)
         scheduled = image.state == State.SCHEDULED
@@ -308,7 +320,7 @@ class Ledger:
             self.hot.disarm(image.id)
         if image.state in TERMINAL and before.state not in TERMINAL:
             self.live_count -= 1
-        return Timer(image, blob or timer.blob)
+        return Timer(image, timer.blob if flags & FLAG_SLIM else blob)
 
     def tell(self, kind: Kind, data: bytes) -> None:
         """Write an event of the node itself; `data` is its JSON."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+import orjson
+
 from edgenode import call as calls
 from edgenode.call import Frames
 from edgenode.edges import Doors, Events, Sleeper
@@ -112,9 +114,20 @@ class Loop:
         self.settled_commit = self.commit
         ledger.tables.follow(ledger.settled_seq, self.commit)
         self._tell(self.keeper.resumed())
+        self._tell_held()
         for seq, data in self.recovered.unreleased:
             self.publisher.hold(seq, data, ledger.unreleased[seq], ledger.now.shift_ns)
         self.events.flush()
+
+    def _tell_held(self) -> None:
+        """What was overdue at this start is held: the store and the operator are told."""
+        ledger, facts = self.recovered.ledger, self.recovered.held
+        if self.recovered.held_note:
+            ledger.remember(ledger.held.note())
+        if facts is not None:
+            said = {name: facts[name] for name in ("why", "policy", "count", "oldest", "newest")}
+            say("warning", "overdue_held", **said)
+            ledger.tell(Kind.OVERDUE_HELD, orjson.dumps(facts))
 
     # ------------------------------------------------------------------------------- one pass
 
@@ -136,6 +149,8 @@ class Loop:
         self.take_left()
         self._accept()
         fires = self._fire()
+        if not self.events.is_full:
+            self.node.carry_out()
         self._resume()
         self.settle()
         self._serve_consumers()
@@ -383,7 +398,7 @@ class Loop:
         found = look()
         self._tick()
         self._tell(found)
-        ledger.wall_held = self.keeper.is_held
+        ledger.wall_held, ledger.wall_held_by_ns = self.keeper.is_held, timescale.doubt_ns
         moved_ns = timescale.shift_ns - before_ns
         if moved_ns or was_held != ledger.wall_held:
             self.events.move(-moved_ns)
@@ -446,9 +461,9 @@ class Loop:
             wake_ns = min(wake_ns, self._next_look_ns())
         if self.events.is_full:
             return self.recovered.timescale.boot_ns(ledger.now.steady_ns + ROOM_LOOK_NS)
-        fire_ns = node.next_fire_ns()
-        if fire_ns is not None:
-            wake_ns = min(wake_ns, fire_ns)
+        for next_ns in (node.next_fire_ns(), node.overdue.next_ns):
+            if next_ns is not None:
+                wake_ns = min(wake_ns, next_ns)
         return self.recovered.timescale.boot_ns(wake_ns)
 
     def _next_look_ns(self) -> int:

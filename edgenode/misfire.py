@@ -29,7 +29,7 @@ GRACE_NS_MIN = 10_000_000
 CATCHUP_DEFAULT = 100
 CATCHUP_MAX = 100_000
 RATE_DEFAULT = 100  # per second
-RATE_MIN = 0.1  # a paced timer waits on the wheel, inside the shortest horizon
+RATE_MIN = 0.2  # a paced timer waits on the wheel, inside the shortest horizon and its lead
 RATE_MAX = 1_000.0
 MARK = b'"misfire":'  # `_expire.pyx` looks for it too
 

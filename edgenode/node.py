@@ -19,9 +19,11 @@ from edgenode._singles import answer_singles, read_singles
 from edgenode.call import Answer, Call, Frames
 from edgenode.fire import fire_due
 from edgenode.ledger import TICK_NS, Ledger
+from edgenode.overdue import Runner
 from edgenode.principal import LOCAL, Principal
 from edgenode.verbs import about as about_verbs
 from edgenode.verbs import change, consume, create, dead, look
+from edgenode.verbs import overdue as overdue_verbs
 from edgenode.verbs.about import About
 from engine.clock import Now, tick_floor
 from engine.record import Kind
@@ -59,6 +61,9 @@ OPS: dict[str, Op] = {
     "timer.list": Op(look.list_timers, bulk=True),
     "timer.next": Op(look.next_dues),
     "timer.history": Op(look.history),
+    "overdue.report": Op(overdue_verbs.report, bulk=True),
+    "overdue.fire": Op(overdue_verbs.fire, changes=True, bulk=True),
+    "overdue.skip": Op(overdue_verbs.skip, changes=True, bulk=True),
     "time.accept": Op(about_verbs.time_accept, changes=True),
     "stream.snapshot": Op(look.snapshot, bulk=True),
     "stream.replay": Op(look.replay, bulk=True),
@@ -110,6 +115,7 @@ class Node:
         self._look_ticks = self._herd_ns_max // TICK_NS + 2
         self.fire_cost_ns = FIRE_COST_NS  # what deciding one takes, as measured by the shell
         self._wheel_tick = 0
+        self.overdue = Runner(ledger, about.metrics.count_policy)  # the orders about what is held
         self._later: deque[Call] = deque()  # bulk requests, and creates that wait for the tables
         self._later_bytes = 0
         self._jobs: deque[Job] = deque()
@@ -358,6 +364,11 @@ class Node:
             if written is not Kind.EXPIRED and written is not None:
                 self.about.metrics.count_policy(written)
         return len(ids)
+
+    def carry_out(self) -> None:
+        """Go on with the orders about what is held."""
+        if self.ledger.held.orders:
+            self.overdue.step(self._wheel_tick)
 
     def next_fire_ns(self) -> int | None:
         """The steady instant at which `fire` should be called next; None if nothing is armed."""

@@ -3,7 +3,8 @@
 1. the steady timescale goes on from the anchor kept in the notes
 2. events that the tables do not hold yet are read into the hot set, and their notes
 3. expirations without a receipt wait for their release again, with the same seq
-4. the horizon is opened: what is overdue or due soon is armed
+4. if too much is overdue, or the log was restored, that is held (`overdue.py`)
+5. the horizon is opened: what is overdue and not held, or due soon, is armed
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from edgenode.consumers.deliver import Delivery
 from edgenode.consumers.room import Consumers
 from edgenode.definitions import budget_of
 from edgenode.encode import Identity
+from edgenode.held import HELD_KEY, held_of
 from edgenode.horizon import Horizon
 from edgenode.ledger import TICK_NS, Awaited, Ledger, StoreLog, StoreTables
+from edgenode.overdue import guard
 from engine import schedule as rules
 from engine._hot import HotSet
 from engine._wheel import Wheel
@@ -38,12 +41,16 @@ _anchor = msgspec.json.Decoder(Anchor)
 
 
 class Recovered(NamedTuple):
-    """A ledger ready to decide. unreleased: (seq, record) of what is to be released again."""
+    """A ledger ready to decide. unreleased: (seq, record) of what is to be released again. held:
+    what to tell of a set that is held from now on; None for nothing new. held_note: the store does
+    not know it yet."""
 
     ledger: Ledger
     horizon: Horizon
     timescale: Timescale
     unreleased: list[tuple[int, bytes]]
+    held: dict[str, object] | None
+    held_note: bool
 
 
 def recover(
@@ -77,6 +84,7 @@ def recover(
         settled_seq=state.last_seq,
         live_count=tables.applied().live_count,
         wall_held=timescale.doubt is not None,
+        wall_held_by_ns=timescale.doubt_ns,
     )
     ledger.newer_notes = newest
     for commit, key, _ in notes:
@@ -84,9 +92,13 @@ def recover(
     ledger.delivery = Delivery(ledger)
     _read_newer(ledger, tables.applied().seq + 1)
     unreleased = _unreleased(ledger, state.floor + 1)
+    stored = _newest_note(notes, tables, HELD_KEY)
+    ledger.held = held_of(stored)
+    found = guard(ledger)
     horizon = Horizon(ledger, config.engine)
     horizon.open()
-    return Recovered(ledger, horizon, timescale, unreleased)
+    changed = found is not None or ledger.held != held_of(stored)
+    return Recovered(ledger, horizon, timescale, unreleased, found, changed)
 
 
 def anchor_note(timescale: Timescale, clock: Clock) -> Note:
@@ -128,14 +140,21 @@ def _timescale(
     clock: Clock,
     hold_above_ns: int,
 ) -> Timescale:
-    newest = tables.note(ANCHOR_KEY)
-    for _, key, data in notes:
-        if key == ANCHOR_KEY:
-            newest = data
+    newest = _newest_note(notes, tables, ANCHOR_KEY)
     if newest is None:
         return Timescale.fresh(clock, hold_above_ns)
     saved = _anchor.decode(unpack_note(newest).reply)
     return Timescale.resume(saved, clock, hold_above_ns)
+
+
+def _newest_note(
+    notes: list[tuple[int, bytes, bytes]], tables: StoreTables, wanted: bytes
+) -> bytes | None:
+    newest = tables.note(wanted)
+    for _, key, data in notes:
+        if key == wanted:
+            newest = data
+    return newest
 
 
 def _read_newer(ledger: Ledger, from_seq: int) -> None:

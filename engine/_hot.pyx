@@ -251,6 +251,19 @@ cdef class HotSet:
                 loaded += 1
         return loaded
 
+    def newer_due(self, int64_t from_ns, int64_t to_ns, uint8_t scale) -> list:
+        """(id, due) of what is newer than the tables and due: from_ns <= due < to_ns on `scale`."""
+        cdef list found = []
+        cdef uint32_t index
+        cdef Entry *entry
+        for index in range(1, self.high):
+            entry = &self.slab[index]
+            if entry.seq and entry.scale == scale and entry.due_ns:
+                if from_ns <= entry.due_ns < to_ns:
+                    id = PyBytes_FromStringAndSize(<const char *>entry.id, ID_BYTES)
+                    found.append((id, entry.due_ns))
+        return found
+
     def disarm_scale(self, uint8_t scale) -> int:
         """Disarm all timers of a scale, because it was stepped; return how many."""
         return self.disarm_if(scale, 0)

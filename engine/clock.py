@@ -216,6 +216,11 @@ class Timescale:
         """The step of UTC that is not believed; None if there is none."""
         return self._doubt
 
+    @property
+    def doubt_ns(self) -> int:
+        """How far the UTC that is not believed is ahead of that which is; 0 without a doubt."""
+        return self._doubt.after_shift_ns - self._doubt.before_shift_ns if self._doubt else 0
+
     def measure(self, clock: Clock) -> int:
         """UTC minus steady as it is now, believed or not."""
         return _utc_minus_boot_ns_floor(clock)[0] + self._boot_ns - self._steady_ns

@@ -130,6 +130,29 @@ class AsyncClient:
         """Have the node believe UTC as its machine has it; whether it was in doubt."""
         return bool((await self.call(verbs.time_accept()))["accepted"])
 
+    async def overdue(
+        self, filter: Timers = None, *, older_than: Duration | None = None, sample: int = 5
+    ) -> dict[str, Any]:
+        """What was overdue when the node started and is held: why, how many of which age."""
+        long = None if older_than is None else arguments.duration_text(older_than)
+        wanted = arguments.timer_filter(filter)
+        return await self.call(verbs.overdue(wanted, long, sample))
+
+    async def overdue_fire(
+        self, filter: Timers = None, *, idem: str | None = None, **order: Any
+    ) -> int:
+        """Let go of what is held; how many those are. order: older_than, rate (a second),
+        dry_run (count alone)."""
+        body = arguments.overdue_order(filter, **order)
+        return await self.call(verbs.overdue_order("overdue.fire", body), idem=idem)
+
+    async def overdue_skip(
+        self, filter: Timers = None, *, idem: str | None = None, **order: Any
+    ) -> int:
+        """Skip what is held, so that it will not fire; how many. order: as of `overdue_fire`."""
+        body = arguments.overdue_order(filter, **order)
+        return await self.call(verbs.overdue_order("overdue.skip", body), idem=idem)
+
     # ------------------------------------------------------------------------------ making timers
 
     async def schedule(

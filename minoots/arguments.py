@@ -12,7 +12,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from minoots.wire.bodies import SCHEDULE_MANY_MAX, Next, Target, TimerFilter, TimerView
+from minoots.wire.bodies import (
+    SCHEDULE_MANY_MAX,
+    Next,
+    OverdueOrder,
+    Target,
+    TimerFilter,
+    TimerView,
+)
 from minoots.wire.definition import After, At, Definition, Every, Schedule
 from minoots.wire.times import (
     ID_PREFIX,
@@ -200,6 +207,22 @@ def timer_filter(
         return msgspec.convert(members, TimerFilter)
     except msgspec.ValidationError as error:
         raise ValueError(f"filter is not of the contract: {error}") from None
+
+
+def overdue_order(
+    given: TimerFilter | Mapping[str, Any] | None,
+    *,
+    older_than: Duration | None = None,
+    rate: float | None = None,
+    dry_run: bool = False,
+) -> OverdueOrder:
+    """The body of overdue.fire and overdue.skip."""
+    return OverdueOrder(
+        filter=timer_filter(given),
+        older_than=None if older_than is None else duration_text(older_than),
+        rate=rate,
+        dry_run=dry_run,
+    )
 
 
 def chunks_of(

@@ -151,6 +151,25 @@ class Client:
         """Have the node believe UTC as its machine has it; whether it was in doubt."""
         return bool(self.call(verbs.time_accept())["accepted"])
 
+    def overdue(
+        self, filter: Timers = None, *, older_than: Duration | None = None, sample: int = 5
+    ) -> dict[str, Any]:
+        """What was overdue when the node started and is held: why, how many of which age."""
+        long = None if older_than is None else arguments.duration_text(older_than)
+        wanted = arguments.timer_filter(filter)
+        return self.call(verbs.overdue(wanted, long, sample))
+
+    def overdue_fire(self, filter: Timers = None, *, idem: str | None = None, **order: Any) -> int:
+        """Let go of what is held; how many those are. order: older_than, rate (a second),
+        dry_run (count alone)."""
+        body = arguments.overdue_order(filter, **order)
+        return self.call(verbs.overdue_order("overdue.fire", body), idem=idem)
+
+    def overdue_skip(self, filter: Timers = None, *, idem: str | None = None, **order: Any) -> int:
+        """Skip what is held, so that it will not fire; how many. order: as of `overdue_fire`."""
+        body = arguments.overdue_order(filter, **order)
+        return self.call(verbs.overdue_order("overdue.skip", body), idem=idem)
+
     # ------------------------------------------------------------------------------ making timers
 
     def schedule(

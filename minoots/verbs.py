@@ -252,6 +252,17 @@ def time_accept() -> Request[dict[str, Any]]:
     return Request("time.accept", b"{}", _document)
 
 
+def overdue(timers: TimerFilter, older_than: str | None, sample: int) -> Request[dict[str, Any]]:
+    """`overdue.report`: a JSON document."""
+    body = _encode(bodies.OverdueReport(filter=timers, older_than=older_than, sample=sample))
+    return Request("overdue.report", body, _document, door="stream")
+
+
+def overdue_order(op: str, order: bodies.OverdueOrder) -> Request[int]:
+    """`overdue.fire`, `overdue.skip`: for how many it is."""
+    return Request(op, _encode(order), lambda raw: _count.decode(raw).count, mutates=True)
+
+
 def best_sync(samples: Sequence[tuple[int, TimeReply, int]]) -> TimeSync:
     """The sample with the least delay: (t0, reply, t3), t0 and t3 by our clock."""
     found = []

@@ -11,6 +11,7 @@ import orjson
 from edgenode.call import Call
 from edgenode.ledger import Ledger
 from edgenode.metrics import Metrics
+from edgenode.overdue import summary
 from minoots.wire import bodies, definition, frames
 from minoots.wire.problems import refusal
 from minoots.wire.times import format_instant
@@ -19,7 +20,10 @@ _empty = msgspec.json.Decoder(bodies.Empty)
 _sync = msgspec.json.Decoder(bodies.TimeSync)
 _schema = msgspec.json.Decoder(bodies.SchemaGet)
 
-FEATURES = ("after", "at", "every", "idempotency", "replay", "snapshot", "receipts", "consumers")
+FEATURES = (
+    *("after", "at", "every", "misfire", "idempotency", "replay", "snapshot", "receipts"),
+    *("overdue", "consumers"),
+)
 
 
 class About(msgspec.Struct):
@@ -69,16 +73,21 @@ def hello(ledger: Ledger, call: Call, about: About) -> bytes:
 
 
 def health(ledger: Ledger, call: Call, about: About) -> bytes:
-    """`health`: whether timers are taken and fired. status: ok, no_creates or read_only, with the
-    reason."""
+    """`health`: whether timers are taken and fired. status: ok, holding, no_creates or read_only,
+    with the reason."""
     call.read(_empty)
-    status = "ok"
-    if about.writes_refused or about.creates_refused:
-        status = "read_only" if about.writes_refused else "no_creates"
+    held = ledger.held
+    status, reason = "ok", ""
+    if about.writes_refused:
+        status, reason = "read_only", about.writes_refused
+    elif about.creates_refused:
+        status, reason = "no_creates", about.creates_refused
+    elif held.is_on:
+        status, reason = "holding", f"{held.why}; see minoots overdue"
     return orjson.dumps(
         {
             "status": status,
-            "reason": about.writes_refused or about.creates_refused,
+            "reason": reason,
             "node_id": ledger.identity.node_id,
             "uptime_s": about.metrics.uptime_s(ledger.now.steady_ns),
         }
@@ -99,6 +108,7 @@ def stats(ledger: Ledger, call: Call, about: About) -> bytes:
                 "newer_than_tables": hot.newer_count,
             },
             "fires": metrics.fires(),
+            "overdue": summary(ledger.held),
             "log": {
                 "seq": state.last_seq,
                 "epoch": state.epoch,
@@ -209,6 +219,9 @@ BODIES: dict[str, Any] = {
     "health": bodies.Empty,
     "time.sync": bodies.TimeSync,
     "time.accept": bodies.Empty,
+    "overdue.report": bodies.OverdueReport,
+    "overdue.fire": bodies.OverdueOrder,
+    "overdue.skip": bodies.OverdueOrder,
     "schema.get": bodies.SchemaGet,
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from minoots.cli import about, changes, consumers, events, finding, work
+from minoots.cli import about, changes, consumers, events, finding, overdue, work
 from minoots.cli.settings import Settings, common
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -64,14 +64,8 @@ def cli() -> None:
     """Durable timers: schedule them, watch them fire, and read what happened."""
 
 
-for _command in (
-    *changes.COMMANDS,
-    *finding.COMMANDS,
-    *events.COMMANDS,
-    *consumers.COMMANDS,
-    *work.COMMANDS,
-    *about.COMMANDS,
-):
+_ROOMS = (changes, finding, events, consumers, work, about, overdue)
+for _command in (command for room in _ROOMS for command in room.COMMANDS):
     cli.add_command(_command)
 
 __all__ = ["cli"]

@@ -240,6 +240,23 @@ class TimeSync(_Body):
     t0: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] = 0
 
 
+class OverdueReport(_Body):
+    """`overdue.report`: what is held; `older_than`: overdue for longer; `sample`: so many of it."""
+
+    filter: TimerFilter = msgspec.field(default_factory=TimerFilter)
+    older_than: str | None = None
+    sample: int = 5
+
+
+class OverdueOrder(_Body):
+    """`overdue.fire`, `overdue.skip`: what of it; fires per second; `dry_run`: count alone."""
+
+    filter: TimerFilter = msgspec.field(default_factory=TimerFilter)
+    older_than: str | None = None
+    rate: float | None = None
+    dry_run: bool = False
+
+
 class SchemaGet(_Body):
     """`schema.get`: the JSON Schema of a verb's body; all of them without `op`."""
 

@@ -2,7 +2,8 @@
 
 The oracle knows when each timer must fire next and nothing else. After each stretch of time the
 expirations that left must be exactly the oracle's, at their instants; after a crash one that had no
-receipt yet may come again, with the same seq and dedupe key.
+receipt yet may come again, with the same seq and dedupe key. After an outage each timer does as its
+misfire policy says.
 """
 
 from __future__ import annotations
@@ -27,13 +28,20 @@ durations = st.one_of(
 
 @dataclass
 class Expected:
-    """due_ns: UTC of the next fire. interval_ns: 0 for a one-shot. left_ns: while paused."""
+    """due_ns: UTC of the next fire. interval_ns: 0 for a one-shot. left_ns: while paused. policy:
+    what becomes of missed fires."""
 
     due_ns: int
     interval_ns: int = 0
     occurrence: int = 1
     left_ns: int = 0
     paused: bool = False
+    policy: str = "fire_once"
+
+
+POLICIES = st.sampled_from(["fire_once", "skip", "escalate"])
+CATCHUP_MAX = 100  # the default of max_catchup
+CATCHUP_NS = 1_500 * MS  # the time that takes at the least
 
 
 class NodeMachine(RuleBasedStateMachine):
@@ -56,15 +64,15 @@ class NodeMachine(RuleBasedStateMachine):
         expected = self.live[id]
         return not expected.paused and expected.due_ns - self.now_ns <= 2 * MS
 
-    @rule(ms=durations)
-    def after(self, ms: int) -> None:
-        view = self.driver.after(f"{ms}ms", payload=ms)
-        self.live[view["id"]] = Expected(self.now_ns + ms * MS)
+    @rule(ms=durations, policy=POLICIES)
+    def after(self, ms: int, policy: str) -> None:
+        view = self.driver.after(f"{ms}ms", payload=ms, misfire={"policy": policy})
+        self.live[view["id"]] = Expected(self.now_ns + ms * MS, policy=policy)
 
-    @rule(ms=st.integers(10, 100_000))
-    def every(self, ms: int) -> None:
-        view = self.driver.every(f"{ms}ms")
-        self.live[view["id"]] = Expected(self.now_ns + ms * MS, ms * MS)
+    @rule(ms=st.integers(10, 100_000), policy=st.one_of(POLICIES, st.just("fire_all")))
+    def every(self, ms: int, policy: str) -> None:
+        view = self.driver.every(f"{ms}ms", misfire={"policy": policy})
+        self.live[view["id"]] = Expected(self.now_ns + ms * MS, ms * MS, policy=policy)
 
     def _pick(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(sorted(self.live)))
@@ -183,6 +191,47 @@ class NodeMachine(RuleBasedStateMachine):
         self.crashed = True
         self.driver.node.restart()
         assert self._take(self.driver.node.advance(0)) == self._until(self.now_ns)
+
+    @precondition(lambda self: not any(self._committed(id) for id in self.live))
+    @rule(ms=st.one_of(st.integers(1, 3_000), durations))
+    def outage(self, ms: int) -> None:
+        """Killed, and nobody there for a while; what was missed then does as its policy says."""
+        self.crashed = True
+        self.driver.node.clock.advance(ms * MS)
+        wanted = self._missed()
+        self.driver.node.restart()
+        end_ns = self.now_ns + CATCHUP_NS
+        found = self._take(self.driver.node.advance(CATCHUP_NS))
+        wanted |= {(id, number) for _, id, number in self._until(end_ns)}
+        assert sorted((id, number) for _, id, number in found) == sorted(wanted)
+
+    def _missed(self) -> set[tuple[str, int]]:
+        """Which of the fires that were due before now are made after all; the others are over."""
+        made = set()
+        for id, expected in list(self.live.items()):
+            if expected.paused or expected.due_ns >= self.now_ns:
+                continue
+            if not expected.interval_ns:
+                made |= {(id, 1)} if expected.policy != "skip" else set()
+                del self.live[id]
+                self.ended.append(id)
+                continue
+            late = range(expected.occurrence, expected.occurrence + self._behind(expected))
+            if expected.policy == "fire_all":
+                made |= {(id, number) for number in late[-CATCHUP_MAX:]}
+            elif expected.policy != "skip":
+                made.add((id, late[0]))
+            expected.occurrence += len(late)
+            expected.due_ns += len(late) * expected.interval_ns
+        return made
+
+    def _behind(self, expected: Expected) -> int:
+        """How many dues of a grid one decision now is about. One that is due just now was not
+        missed, so it is not skipped."""
+        late_ns = self.now_ns - expected.due_ns
+        if expected.policy == "skip":
+            return -(-late_ns // expected.interval_ns)
+        return late_ns // expected.interval_ns + 1
 
     @invariant()
     def nothing_is_early(self) -> None:

@@ -345,8 +345,8 @@ def test_a_trigger_amid_a_catch_up_takes_a_number_of_its_own(node: Driver) -> No
 
 
 def test_extend_and_reschedule_make_a_missed_fire_one_that_is_to_come(node: Driver) -> None:
-    late = node.every("10m", "late", misfire={"policy": "fire_all", "catchup_rate": 0.1})
-    other = node.every("10m", "other", misfire={"policy": "fire_all", "catchup_rate": 0.1})
+    late = node.every("10m", "late", misfire={"policy": "fire_all", "catchup_rate": 0.2})
+    other = node.every("10m", "other", misfire={"policy": "fire_all", "catchup_rate": 0.2})
     down(node, 1800)
     node.pass_(1)
     node.ask("timer.extend", {"id": late["id"], "by": "1h"})
@@ -415,7 +415,7 @@ def test_what_makes_no_sense_is_refused(
     ("misfire", "pointer", "detail"),
     [
         ({"policy": "fire_all", "max_catchup": 0}, "max_catchup", "it must be 1 to 100000"),
-        ({"policy": "fire_all", "catchup_rate": 0}, "catchup_rate", "0.1 to 1000 per second"),
+        ({"policy": "fire_all", "catchup_rate": 0}, "catchup_rate", "0.2 to 1000 per second"),
         ({"policy": "fire_all", "catchup_rate": 1}, "catchup_rate", "would never catch up"),
     ],
 )

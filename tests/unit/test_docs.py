@@ -21,7 +21,7 @@ from edgenode import config, definitions, encode, lead, metrics, misfire
 from edgenode.consumers import dead, deliver, plan
 from edgenode.doors import zeromq
 from edgenode.node import FREE_OPS, OPS
-from edgenode.verbs import consume, look
+from edgenode.verbs import consume, look, overdue
 from edgenode.verbs.about import BODIES
 from engine import record
 from minoots.cli import cli
@@ -36,7 +36,7 @@ E2E = ROOT / "tests/e2e"
 
 CONFIG_TABLE = re.compile(r"(?<=<!-- config:begin -->\n).*?(?=<!-- config:end -->)", re.DOTALL)
 CONSTANTS: tuple[ModuleType, ...] = (frames, bodies, definition, times, definitions, misfire)
-CONSTANTS += (zeromq, look, config, record, lead, metrics, plan, deliver, dead, consume)
+CONSTANTS += (zeromq, look, config, record, lead, metrics, plan, deliver, dead, consume, overdue)
 
 
 # ------------------------------------------------------------------------------ reading a page

@@ -122,12 +122,20 @@ def image(**members: int) -> Image:
     return made._replace(**members)  # type: ignore[arg-type]
 
 
-def fired(stored: bytes, stored_seq: int, id: bytes = ID, *, held: bool = False) -> list[bytes]:
+def fired(
+    stored: bytes,
+    stored_seq: int,
+    id: bytes = ID,
+    *,
+    held: bool = False,
+    before_ns: tuple[int, int] = (0, 0),
+) -> list[bytes]:
     events: list[bytes] = []
     hot = HotSet(Wheel(capacity=1024, now_tick=0))
     tick, end_ns = -(-START_NS // TICK_NS), START_NS + 10**10
     done = expire(
-        hot, id, stored, stored_seq, events, 9, NOW, tick, TICK_NS, 10**9, 0, end_ns, held
+        *(hot, id, stored, stored_seq, events, 9, NOW, tick, TICK_NS, 10**9, 0, end_ns, held),
+        before_ns,
     )
     assert (done is not None, len(hot)) == (len(events) == 1, len(events))
     return events
@@ -162,6 +170,15 @@ def test_a_misfire_policy_is_for_python_where_it_is_late() -> None:
     assert len(fired(pack_row(image(), policed), 0)) == 1
     assert len(fired(pack_row(image(due_ns=START_NS - 1), BLOB), 0)) == 1
     assert fired(pack_row(image(due_ns=START_NS - 1), policed), 0) == []
+
+
+def test_what_is_held_is_left_alone() -> None:
+    for scale in (0, 1):
+        row = pack_row(image(scale=scale), BLOB)
+        other = (0, START_NS + 1) if scale == 0 else (START_NS + 1, 0)
+        assert len(fired(row, 0, before_ns=other)) == 1
+        assert len(fired(row, 0, before_ns=(START_NS, START_NS))) == 1
+        assert fired(row, 0, before_ns=(START_NS + 1, START_NS + 1)) == []
 
 
 def test_what_is_damaged_is_left_alone() -> None:
