@@ -203,6 +203,8 @@ def guard(ledger: Ledger) -> dict[str, object] | None:
         fresh += sum(due_ns >= was_ns[scale] for _, due_ns, scale in page)
     if not census.count or fresh <= (0 if restored else config.hold_above):
         held.before_ns = was_ns
+        if config.policy == "skip" and held.is_on and not held.orders:
+            held.orders = [Order("skip", TimerFilter(), count=held.count)]
         return None
     held.why = (
         f"the log was restored: its epoch is {epoch} now"

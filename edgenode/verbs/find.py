@@ -67,6 +67,7 @@ def _by_name(ledger: Ledger, name: str) -> Generator[int, None, Timer]:
 def read_filter(asked: bodies.TimerFilter, ledger: Ledger) -> Filter:
     """A filter of a request as the tables take it. Raises Refused."""
     states: set[int] = set()
+    due_from_ns = _instant(asked.due_from, "/filter/due_from")
     due_to_ns = _instant(asked.due_to, "/filter/due_to")
     for name in asked.state:
         if name not in _STATES:
@@ -80,14 +81,21 @@ def read_filter(asked: bodies.TimerFilter, ledger: Ledger) -> Filter:
     if asked.state == ["armed"]:
         armed_to_ns = ledger.horizon_ns + ledger.now.shift_ns
         due_to_ns = min(due_to_ns, armed_to_ns) if due_to_ns else armed_to_ns
+        due_from_ns = max(due_from_ns, _held_to(ledger))
     return Filter(
         states=tuple(sorted(states)),
         labels=tuple(label_needle(key, value) for key, value in asked.labels.items()),
         name_prefix=asked.name_prefix.encode("utf-8", "surrogatepass"),
-        due_from_ns=_instant(asked.due_from, "/filter/due_from"),
+        due_from_ns=due_from_ns,
         due_to_ns=due_to_ns,
         scale_shift_ns=ledger.now.shift_ns,
     )
+
+
+def _held_to(ledger: Ledger) -> int:
+    """UTC before which all is held; 0 where nothing is."""
+    steady_ns, wall_ns = ledger.held.before_ns
+    return min(steady_ns + ledger.now.shift_ns, wall_ns) if steady_ns else 0
 
 
 def _instant(text: str | None, pointer: str) -> int:

@@ -227,6 +227,33 @@ def _seqs(frames: list[list[bytes]]) -> set[int]:
     }
 
 
+@pytest.mark.parametrize("landed", [0, 1])
+def test_what_is_told_of_a_missed_fire_is_told_once(landed: int) -> None:
+    """Killed before the commit of it, and after."""
+    node = Driver()
+    node.every("60s", "skip", misfire={"policy": "skip"})
+    node.every("60s", "escalate", misfire={"policy": "escalate"})
+    down_ns = 490 * SECOND
+    node.node.clock.advance(down_ns)
+    node.node.log.hold()
+    node.node._loop.step()
+    node.node.log.crash(landed)
+    node.node.restart()
+    node.node.advance(SECOND)
+    told = [
+        (e["type"].split(".")[3], e["data"]["name"], e["data"]["occurrence"]) for e in events(node)
+    ]
+    assert told.count(("escalated", "escalate", 1)) == 1
+    assert told.index(("escalated", "escalate", 1)) + 1 == told.index(("expired", "escalate", 1))
+    assert sorted(told) == [
+        ("escalated", "escalate", 1),
+        ("expired", "escalate", 1),
+        ("scheduled", "escalate", 1),
+        ("scheduled", "skip", 1),
+        ("skipped", "skip", 1),
+    ]
+
+
 def test_an_unreleased_fire_of_a_catch_up_is_due_when_it_was(node: Driver) -> None:
     """Committed and not released when UTC is set: its due on the steady scale is found again."""
     node.every("60s", "m", misfire={"policy": "fire_all"})

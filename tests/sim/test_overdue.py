@@ -79,6 +79,8 @@ def test_what_is_overdue_is_held_and_all_else_goes_on(held: Driver) -> None:
     view = held.ask("timer.extend", {"name": "t5", "by": "1s"})  # still before the start
     assert view["state"] == "scheduled"
     held.after("10s", "new")
+    armed = held.ask("timer.list", {"filter": {"state": ["armed"]}})["items"]
+    assert [item["name"] for item in armed] == ["new"]
     held.every("20s", "grid", max_occurrences=2)
     assert held.pass_(60) == [
         ("new", 1, 7 * HOUR_S + 10.0),
@@ -379,6 +381,20 @@ def test_policy_fire_never_holds() -> None:
         node.after("1h", f"t{k}")
     node.node.log._epoch = 2
     assert len(fires(down(node, 2 * HOUR_S))) == 9
+
+
+def test_a_policy_that_is_changed_holds_for_what_is_held() -> None:
+    for policy, kind in (("skip", "timer.skipped"), ("fire", "timer.expired")):
+        node = driver()
+        for k in range(9):
+            node.after("1h", f"t{k}")
+        down(node, 2 * HOUR_S)
+        node.node._config = driver(policy=policy).node._config
+        live = down(node, 60)
+        settle(node)
+        assert (len(fires(live)) > 0) == (policy == "fire")
+        assert kinds(node).count(kind) == 9
+        assert report(node)["held"] is False
 
 
 def test_policy_skip_skips_what_would_be_held() -> None:
