@@ -26,7 +26,7 @@ from engine.timer import State
 from minoots.wire.bodies import TimerFilter
 from minoots.wire.times import format_duration, format_id, format_instant, parse_instant
 
-PAGE_ENTRIES = 1_024  # of the due index, looked at in one go
+PAGE_ENTRIES = 512  # of the due index, looked at in one go: up to 2 ms where labels count
 STEP_TIMERS = 64  # decided in one pass: 1 to 2 ms
 BURST_NS = 100_000_000  # for which a rate may be made up
 LOOK_NS = 1_000_000_000  # between two looks, where something has to be waited for
@@ -55,18 +55,22 @@ def entries_of(ledger: Ledger, scale: Scale, from_ns: int, to_ns: int) -> Iterat
     after, more = b"", True
     while more:
         ids, dues, after = ledger.tables.due(scale, from_ns, to_ns, after, PAGE_ENTRIES)
-        yield list(_of_tables(ledger, scale, ids, dues, seen))
+        yield _of_tables(ledger, scale, ids, dues, seen)
         more = bool(after)
 
 
 def _of_tables(
     ledger: Ledger, scale: int, ids: bytes, dues: bytes, seen: set[bytes]
-) -> Iterator[Entry]:
-    for at in range(len(ids) // 16):
+) -> list[Entry]:
+    """A page of the due index without what a newer record rules. 0.5 us each."""
+    page = []
+    get = ledger.hot.get if ledger.hot.newer_count else None
+    for at, due_ns in enumerate(memoryview(dues).cast("q")):
         id = ids[at * 16 : at * 16 + 16]
-        entry = ledger.hot.get(id)
+        entry = get(id) if get is not None else None
         if id not in seen and (entry is None or not entry[0]):
-            yield id, int.from_bytes(dues[at * 8 : at * 8 + 8], "little", signed=True), scale
+            page.append((id, due_ns, scale))
+    return page
 
 
 class Wanted:
@@ -186,8 +190,8 @@ def summary(held: Held) -> dict[str, object]:
 def guard(ledger: Ledger) -> dict[str, object] | None:
     """Decide at a start whether what is overdue is held; what to tell if that is new.
 
-    Nothing is armed yet. Reads the part of the due index that lies behind now: 1 s for some
-    millions.
+    Nothing is armed yet. Reads the part of the due index that lies behind now: 1 us for each timer
+    there.
     """
     held, now, config = ledger.held, ledger.now, ledger.config.overdue
     epoch = ledger.identity.epoch
