@@ -29,6 +29,8 @@ _OVER = ("firing", "completed", "failed", "cancelled", "paused")
 _STYLES = {
     "timer.expired": "green",
     "timer.late": "yellow",
+    "timer.skipped": "yellow",
+    "timer.escalated": "red",
     "timer.failed": "red",
     "timer.error": "red",
     "timer.cancelled": "dim",

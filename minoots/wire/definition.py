@@ -100,7 +100,11 @@ SUPPORTED_KINDS = ("after", "at", "every")
 
 
 class Misfire(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What to do when the node was down or overloaded at the due time."""
+    """What becomes of fires that were missed, because the node was down or overloaded.
+
+    grace: a duration; a fire that is later is missed. max_lateness: one that is later is skipped.
+    max_catchup, catchup_rate (per second): with fire_all alone.
+    """
 
     policy: Literal["fire_once", "fire_all", "skip", "escalate"] = "fire_once"
     grace: str | None = None
@@ -118,7 +122,8 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     name: up to NAME_BYTES_MAX bytes, need not be unique. labels: up to LABELS_MAX pairs of text.
     payload: any JSON up to PAYLOAD_BYTES_MAX, handed back with every event. max_occurrences: at
     least 1. expires_at: RFC 3339; no occurrence is due at or after it. lateness_budget: a duration;
-    an expiration that leaves later than that is told by `timer.late` as well.
+    an expiration that leaves later than that is told by `timer.late` as well. misfire: what becomes
+    of fires that were missed.
     """
 
     schedule: Schedule
