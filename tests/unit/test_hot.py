@@ -110,6 +110,16 @@ def test_load_newer_takes_its_window_and_scale() -> None:
     assert hot.advance(1000, 10) == [id_of(0), id_of(1)]
 
 
+def test_newer_due_tells_of_its_window_and_scale_and_arms_nothing() -> None:
+    hot = make()
+    for n, (due_ns, scale) in enumerate([(100, 0), (199, 0), (200, 0), (150, 1), (0, 0)]):
+        hot.note(id_of(n), n + 1, due_ns, scale)
+    hot.load(*packed([(id_of(9), 150)]), 0, 0, 1)  # the tables have it
+    assert hot.newer_due(100, 200, 0) == [(id_of(0), 100), (id_of(1), 199)]
+    assert hot.newer_due(0, 1 << 62, 1) == [(id_of(3), 150)]
+    assert hot.armed_count == 1
+
+
 def test_disarming_by_scale_and_by_tick() -> None:
     hot = make()
     hot.load(*packed([(id_of(n), 10 * n) for n in range(1, 5)]), 0, 0, 1)
