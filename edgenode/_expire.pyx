@@ -26,10 +26,12 @@ cdef extern from "<string.h>" nogil:
     void *memmem(const void *text, size_t size, const void *part, size_t part_size)
 
 cdef const char* BUDGET = '"lateness_budget":'
+cdef const char* KEY = '"key":'
 cdef const char* POLICY = '"misfire":'
 
 cdef enum:
     BUDGET_BYTES = 18
+    KEY_BYTES = 6
     POLICY_BYTES = 10
     ID_BYTES = 16
     KIND_EXPIRED = 2
@@ -94,12 +96,14 @@ cdef const char* image_of(bytes stored, uint64_t seq) noexcept:
 cdef bint holds(const char* rest, size_t size, bint late) noexcept nogil:
     if memmem(rest, size, BUDGET, BUDGET_BYTES) != NULL:
         return True
+    if memmem(rest, size, KEY, KEY_BYTES) != NULL:
+        return True
     return late and memmem(rest, size, POLICY, POLICY_BYTES) != NULL
 
 
 cdef bint read_rule(const char* blob, size_t size, bint late, Rule* rule) noexcept nogil:
     """The rule of a definition; False if the definition does not add up, or has a budget of
-    lateness or, where it is late, a misfire policy: these are for Python to read."""
+    lateness, a key or, where it is late, a misfire policy: these are for Python to read."""
     cdef const BlobHead* head = <const BlobHead*>blob
     cdef uint64_t total = sizeof(BlobHead) + <uint64_t>head.rule_bytes + head.name_bytes
     total += head.labels_bytes + <uint64_t>head.schedule_bytes + head.payload_bytes

@@ -5,7 +5,7 @@ A peer that sends what is not of the protocol gets a problem with its corr_id if
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -43,9 +43,18 @@ USUAL_MAX = 64
 USUAL_BYTES_MAX = 128
 
 
+class Progress(NamedTuple):
+    """How far a bulk change is: the timers up to the id `after` are done."""
+
+    after: bytes
+    changed: int
+    skipped: int
+
+
 class Call(msgspec.Struct, gc=False):
     """A request as a verb sees it. door: the index of the door it came in by. peer: who asked, the
-    first frame of the answer. key: what its idempotency key is kept under, once that is asked."""
+    first frame of the answer. key: what its idempotency key is kept under, once that is asked.
+    progress: of the same request before a crash."""
 
     door: int
     peer: bytes
@@ -55,6 +64,7 @@ class Call(msgspec.Struct, gc=False):
     principal: Principal
     now: Now
     key: bytes = b""
+    progress: Progress | None = None
 
     def read(self, decoder: msgspec.json.Decoder[_T]) -> _T:
         """The body, decoded and checked. Raises Refused."""
@@ -125,11 +135,20 @@ def _read_header(raw: bytes) -> Header:
             "validation",
             f"idem is {len(header.idem.encode())} bytes; it must have 1 to {IDEM_BYTES_MAX}",
         )
-    if len(_usual) < USUAL_MAX and len(raw) <= USUAL_BYTES_MAX and header == Header(header.op):
-        _usual[raw] = header
-        if header.op == SINGLE:
-            singles.add(raw)
+    if len(raw) <= USUAL_BYTES_MAX and header == Header(header.op):
+        _keep(raw, header)
     return header
+
+
+def _keep(raw: bytes, header: Header) -> None:
+    """Remember a header. When there is no room all are forgotten: what is unusual stays out no
+    longer than that."""
+    if len(_usual) >= USUAL_MAX:
+        _usual.clear()
+        singles.clear()
+    _usual[raw] = header
+    if header.op == SINGLE:
+        singles.add(raw)
 
 
 def _check_utf8(what: str, text: bytes) -> None:

@@ -79,7 +79,7 @@ class LogSection:
     )
     receipt_delay: int = _span("100ms", "1ms", "10s", "how long a receipt may wait for a commit")
     idem_keep: int = _span("24h", "1m", "720h", "how long an idempotency key is kept")
-    idem_max: int = _int(10_000_000, 1_000, 1_000_000_000, "idempotency keys kept")
+    idem_max: int = _int(10_000_000, 1_000, 1_000_000_000, "keys kept, of requests and of timers")
 
 
 @dataclass(frozen=True, slots=True)

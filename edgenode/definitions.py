@@ -13,6 +13,7 @@ import orjson
 
 from edgenode import misfire
 from edgenode.config import LimitsSection
+from edgenode.spreading import Choose, spread_by
 from engine import schedule as rules
 from engine.clock import Now
 from engine.record import Blob, Scale, name_hash, pack_blob, unpack_blob
@@ -33,12 +34,16 @@ BUDGET_NS_MAX = 30 * 86_400_000_000_000
 
 
 class Plan(NamedTuple):
-    """A checked definition: its packed blob, its scale, and the occurrence that comes first."""
+    """A checked definition: its packed blob, its scale, and the occurrence that comes first.
+
+    spread_ns: by how much that was moved. keyed: what was asked for, if it has a key."""
 
     blob: bytes
     scale: int
     first: Occurrence
     name_hash: int
+    spread_ns: int = 0
+    keyed: wire.Definition | None = None
 
 
 class Timing(NamedTuple):
@@ -49,26 +54,87 @@ class Timing(NamedTuple):
     first: Occurrence
 
 
-def plan(asked: wire.Definition, now: Now, limits: LimitsSection) -> Plan:
-    """Check a definition and pack it. Raises Refused. 3 us."""
+def plan(
+    asked: wire.Definition,
+    now: Now,
+    limits: LimitsSection,
+    *,
+    number: int = 1,
+    choose: Choose | None = None,
+) -> Plan:
+    """Check a definition and pack it. Raises Refused. 3 us.
+
+    number: of its first occurrence; `max_occurrences` are counted from there. choose: what spreads,
+    needed where a definition asks for it.
+    """
+    most = asked.max_occurrences
     timing = time_of(
         asked.schedule,
         now,
         limits,
-        max_occurrences=asked.max_occurrences,
+        max_occurrences=most if most is None or most < 1 else most + number - 1,
         expires_at=asked.expires_at,
+        number=number,
     )
     name = _name(asked.name, limits)
+    _check_key(asked)
     _refuse_reserved(asked)
+    spread_ns = 0
+    if asked.spread is not None:
+        assert choose is not None, "nothing to spread with"
+        timing, spread_ns = spread_out(
+            asked.spread, asked.key or asked.name, timing, now.shift_ns, choose
+        )
     blob = pack_blob(
         rules.pack_rule(timing.rule),
         name,
-        _labels(asked.labels, limits) if asked.labels else b"{}",
+        pack_labels(asked.labels, limits) if asked.labels else b"{}",
         _encode(asked.schedule),
         _payload(asked.payload, limits),
-        _rest(asked, timing.rule),
+        _rest(asked, timing.rule, number),
     )
-    return Plan(blob, timing.scale, timing.first, name_hash(name))
+    keyed = asked if asked.key is not None else None
+    return Plan(blob, timing.scale, timing.first, name_hash(name), spread_ns, keyed)
+
+
+def spread_out(
+    spread: wire.Spread, text: str, timing: Timing, shift_ns: int, choose: Choose
+) -> tuple[Timing, int]:
+    """The same later inside the window, its grid too; and by how much. text: its key or name.
+    Raises Refused."""
+    due_utc_ns = timing.first.due_ns + (shift_ns if timing.scale == Scale.STEADY else 0)
+    by_ns = spread_by(spread, text, timing.rule, due_utc_ns, choose)
+    first = timing.first._replace(due_ns=timing.first.due_ns + by_ns)
+    return Timing(rules.shifted(timing.rule, by_ns), timing.scale, first), by_ns
+
+
+def _check_key(asked: wire.Definition) -> None:
+    key = asked.key
+    if key is None:
+        if asked.on_conflict is not None:
+            raise refusal(
+                "validation",
+                f"on_conflict is {asked.on_conflict!r} and there is no key; give one, or leave it "
+                "out",
+                pointer="/on_conflict",
+            )
+        return
+    size = len(key.encode("utf-8", "surrogatepass"))
+    if not 1 <= size <= wire.KEY_BYTES_MAX or not key.isprintable():
+        raise refusal(
+            "validation",
+            f"key is {key[:40]!r}, {size} bytes; write 1 to {wire.KEY_BYTES_MAX} bytes of "
+            "printable text",
+            pointer="/key",
+        )
+
+
+def key_of(blob: bytes) -> str | None:
+    """The key of a stored definition. 0.3 us, unless there is one."""
+    if b'"key":' not in blob:
+        return None
+    rest = unpack_blob(blob).rest
+    return orjson.loads(rest).get("key") if rest else None
 
 
 def _name(name: str, limits: LimitsSection) -> bytes:
@@ -88,26 +154,27 @@ def _name(name: str, limits: LimitsSection) -> bytes:
     return raw
 
 
-def _labels(labels: dict[str, str], limits: LimitsSection) -> bytes:
+def pack_labels(labels: dict[str, str], limits: LimitsSection, pointer: str = "/labels") -> bytes:
+    """Labels as they are stored, the keys in order. Raises Refused."""
     if len(labels) > limits.labels_max:
         raise refusal(
             "too_large",
             f"there are {len(labels)} labels; the limit is {limits.labels_max} (labels_max)",
-            pointer="/labels",
+            pointer=pointer,
         )
     for key, value in labels.items():
         if not key or len(key.encode()) > wire.LABEL_KEY_BYTES_MAX:
             raise refusal(
                 "validation",
                 f"label key is {key[:80]!r}; it must have 1 to {wire.LABEL_KEY_BYTES_MAX} bytes",
-                pointer="/labels",
+                pointer=pointer,
             )
         if len(value.encode()) > wire.LABEL_VALUE_BYTES_MAX:
             raise refusal(
                 "too_large",
                 f"label {key!r} is {len(value.encode())} bytes; "
                 f"the limit is {wire.LABEL_VALUE_BYTES_MAX}",
-                pointer="/labels",
+                pointer=pointer,
             )
     return orjson.dumps(labels, option=orjson.OPT_SORT_KEYS)
 
@@ -170,10 +237,10 @@ def _refuse_reserved(asked: wire.Definition) -> None:
             )
 
 
-def _rest(asked: wire.Definition, rule: Rule) -> bytes:
+def _rest(asked: wire.Definition, rule: Rule, number: int) -> bytes:
     rest: dict[str, object] = {}
     if asked.max_occurrences is not None:
-        rest["max_occurrences"] = asked.max_occurrences
+        rest["max_occurrences"] = asked.max_occurrences + number - 1
     if asked.expires_at is not None:
         rest["expires_at"] = format_instant(parse_instant(asked.expires_at))
     if asked.lateness_budget is not None:
@@ -181,6 +248,10 @@ def _rest(asked: wire.Definition, rule: Rule) -> bytes:
     policy = misfire.packed(asked.misfire, rule)
     if policy is not None:
         rest["misfire"] = policy
+    if asked.key is not None:
+        rest["key"] = asked.key
+    if asked.spread is not None:
+        rest["spread"] = {"window": asked.spread.window, "mode": asked.spread.mode}
     return orjson.dumps(rest) if rest else b""
 
 

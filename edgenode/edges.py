@@ -1,4 +1,4 @@
-"""What the loop stands on: the doors, the events that wait for their instant, waiting itself.
+"""What the loop stands on: store, doors, the events that wait for their instant, waiting itself.
 
 Real: `doors/zeromq.py`, `doors/events.py` and `process.py`. Virtual: `virtual.py`.
 """
@@ -10,6 +10,15 @@ from typing import Protocol
 from edgenode.call import Answer, Frames
 from edgenode.principal import Principal
 from engine.pulse import Left
+from engine.store import Log, LogReader, Tables, TablesReader
+
+
+class StoreLog(Log, LogReader, Protocol):
+    """The log, both ways."""
+
+
+class StoreTables(Tables, TablesReader, Protocol):
+    """The tables, both ways."""
 
 
 class Doors(Protocol):

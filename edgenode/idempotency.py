@@ -1,17 +1,23 @@
 """Idempotency keys: the same key and body get the same reply, and what was done is done once.
 
 The note of a key is committed with what it did. A schedule reply is not kept: it is rebuilt from
-the event, so a key costs 64 bytes; other replies are short and are kept as they were.
+the event, so a key costs 64 bytes; other replies, and one that tells of a conflict, are kept as
+they were.
 """
 
 from __future__ import annotations
 
-from edgenode.call import Call
+import struct
+
+from edgenode.call import Call, Progress
 from edgenode.digest import digest
 from edgenode.ledger import Ledger
 from edgenode.verbs import create
 from engine.record import Note
 from minoots.wire.problems import refusal
+
+UNDER_WAY = b"\x01"  # a reply is JSON, and does not begin so
+_progress = struct.Struct("<16sQQ")
 
 
 def key_of(call: Call) -> bytes:
@@ -28,7 +34,8 @@ def body_hash(call: Call) -> bytes:
 
 
 def recall(ledger: Ledger, call: Call) -> bytes | None:
-    """The reply that this key got before, marked `replayed`; None if the key is new.
+    """The reply that this key got before, marked `replayed`; None if the key is new, or what it
+    asked for was not finished: then the call knows how far it came.
 
     Raises Refused: idempotency_key_reused, out_of_retention.
     """
@@ -42,7 +49,12 @@ def recall(ledger: Ledger, call: Call) -> bytes | None:
             "the time that keys are kept; use a new key",
         )
     reply = note.reply
-    if call.header.op in ("timer.schedule", "timer.schedule_many"):
+    if reply.startswith(UNDER_WAY):
+        call.progress = Progress(*_progress.unpack_from(reply, 1))
+        return None
+    if call.header.op == "timer.schedule_many" or (
+        call.header.op == "timer.schedule" and not reply
+    ):
         reply = _rebuild(ledger, call, note)
     return reply[:-1] + (b',"replayed":true}' if reply != b"{}" else b'"replayed":true}')
 
@@ -62,11 +74,19 @@ def _rebuild(ledger: Ledger, call: Call, note: Note) -> bytes:
     return create.reply_of_many(ledger, note.first_seq, records, note.reply)
 
 
+def keep_progress(ledger: Ledger, call: Call, progress: Progress) -> None:
+    """Note how far a call with a key is, in the commit of what it did; so a repeat after a crash
+    goes on from there."""
+    if call.key:
+        reply = UNDER_WAY + _progress.pack(*progress)
+        ledger.remember(Note(call.key, body_hash(call), ledger.now.utc_ns, 0, 0, reply))
+
+
 def remember(ledger: Ledger, call: Call, first_seq: int, reply: bytes) -> None:
     """Keep the note of a key with the events from `first_seq` on that it caused."""
     count = ledger.next_seq - first_seq
     if call.header.op == "timer.schedule":
-        reply = b""
+        reply = create.keep_of_one(reply)
     elif call.header.op == "timer.schedule_many":
         reply = create.keep_of_many(reply)
     note = Note(key_of(call), body_hash(call), ledger.now.utc_ns, first_seq, count, reply)

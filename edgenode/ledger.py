@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgenode._draft import write
 from edgenode._encode import Encoder
@@ -20,9 +20,13 @@ from edgenode.call import Answer
 from edgenode.config import Config
 from edgenode.consumers import notes as consumer_notes
 from edgenode.consumers.room import Consumers
-from edgenode.definitions import slim
+from edgenode.definitions import key_of, slim
+from edgenode.digest import digest
+from edgenode.edges import StoreLog, StoreTables
 from edgenode.encode import Identity
 from edgenode.held import NOTHING, Held
+from edgenode.occupancy import Occupancy
+from edgenode.turns import Outcome
 from engine._hot import HotSet
 from engine.clock import Now, tick_at_or_after
 from engine.pulse import Left
@@ -42,7 +46,7 @@ from engine.record import (
     unpack_note,
     unpack_row,
 )
-from engine.store import Batch, Log, LogReader, Tables, TablesReader
+from engine.store import Batch
 from engine.timer import TERMINAL, State, may
 from minoots.wire.problems import refusal
 from minoots.wire.times import IdMaker
@@ -50,33 +54,13 @@ from minoots.wire.times import IdMaker
 if TYPE_CHECKING:
     from edgenode.consumers.deliver import Delivery
 
+FOR_EVER_NS = 1 << 62  # the time of a note that does not grow old
 TICK_NS = (
     1 << 20
 )  # the wheel's unit, 1.05 ms: the release is exact, the wheel only hands over ahead
 
 
 _receipt = struct.Struct("<Qq").pack
-
-
-class StoreLog(Log, LogReader, Protocol):
-    """The log, both ways."""
-
-
-class StoreTables(Tables, TablesReader, Protocol):
-    """The tables, both ways."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """A closed turn: what to commit (None: nothing), and what may leave once that is durable.
-
-    opened_ns, fires_since_ns: when its first request and its first fire were decided; 0: none was.
-    """
-
-    batch: Batch | None
-    answers: list[Answer]
-    opened_ns: int
-    fires_since_ns: int
 
 
 class Awaited(NamedTuple):
@@ -138,6 +122,7 @@ class Ledger:
     breathe: Callable[[], None] = lambda: None  # a look at the clock inside a long decision
     accept_clock: Callable[[], None] = lambda: None  # believe UTC as it is
     ids: IdMaker = field(default_factory=IdMaker)
+    occupancy: Occupancy = field(default_factory=Occupancy)
     _ids_at: Now | None = None
     encoder: Encoder = field(init=False)
     delivery: Delivery = field(init=False)  # what looks after the consumers
@@ -320,6 +305,9 @@ class Ledger:
             self.hot.disarm(image.id)
         if image.state in TERMINAL and before.state not in TERMINAL:
             self.live_count -= 1
+            key = key_of(timer.blob)
+            if key is not None:  # its note need be kept no longer than any
+                self.remember(_key_note(self.key_hash(key), image.id, self.now.utc_ns))
         return Timer(image, timer.blob if flags & FLAG_SLIM else blob)
 
     def tell(self, kind: Kind, data: bytes) -> None:
@@ -374,6 +362,26 @@ class Ledger:
         note = unpack_note(data)
         fresh = note.at_ns > self.now.utc_ns - self.config.log.idem_keep
         return note if fresh else None
+
+    # ------------------------------------------------------------------------------- keys
+
+    # A key is a note like those of idempotency, that leads to the timer: found at once when it is
+    # written, after a restart too, and written in the commit that makes the timer.
+    # docs/decisions/0009-keys.md says why there is no index.
+
+    def key_hash(self, key: str) -> bytes:
+        """The 16 bytes that the note of a timer's key is kept under."""
+        return digest(b"key", self.identity.tenant.encode(), key.encode("utf-8", "surrogatepass"))
+
+    def holder(self, key: str) -> Timer | None:
+        """The timer that has not ended and has this key."""
+        note = self.recall(self.key_hash(key))
+        timer = self.load(note.body_hash) if note is not None else None
+        return timer if timer is not None and timer.image.state not in TERMINAL else None
+
+    def hold_key(self, key: str, id: bytes) -> None:
+        """Write down that a timer has this key, until it ends."""
+        self.remember(_key_note(self.key_hash(key), id, FOR_EVER_NS))
 
     # ------------------------------------------------------------------------------- the turn
 
@@ -466,3 +474,18 @@ class Ledger:
                 f"there are {self.live_count} timers; the limit is {limits.timers_max} "
                 "(timers_max); cancel some or raise it",
             )
+
+    def admit_note(self) -> None:
+        """Refuse keys that there is no room for. Raises Refused."""
+        most = self.config.log.idem_max
+        if self.notes_count + len(self.newer_notes) >= most:
+            raise refusal(
+                "quota_exceeded",
+                f"{most} keys are kept (idem_max), of idempotency and of timers; send no key, "
+                "raise the limit or shorten idem_keep",
+                retry_after_ms=60_000,
+            )
+
+
+def _key_note(hash: bytes, id: bytes, at_ns: int) -> Note:
+    return Note(hash, id, at_ns, 0, 0, b"")

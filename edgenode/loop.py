@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import orjson
 
@@ -24,14 +23,15 @@ from edgenode.call import Frames
 from edgenode.edges import Doors, Events, Sleeper
 from edgenode.fire import tell_late
 from edgenode.lead import Lead
-from edgenode.ledger import Outcome
 from edgenode.logs import say
 from edgenode.metrics import Metrics
 from edgenode.node import OPS, Node
+from edgenode.pace import Pace, Times
 from edgenode.principal import Principal
 from edgenode.publish import Publisher
 from edgenode.recovery import Recovered, anchor_note
 from edgenode.timekeeping import Finding, Timekeeper
+from edgenode.turns import UnderWay
 from engine.clock import Clock, Now
 from engine.errors import StoreFailed
 from engine.record import Kind
@@ -48,38 +48,6 @@ LEFT_NS = 100_000  # after its instant an expiry has left
 HUNGRY_LOOK_NS = 1_000_000  # between two looks at what has left, for a consumer that waits
 ROOM_LOOK_NS = 1_000_000  # ... at whether the pulse has room again
 GREETING_NS = 10_000_000  # between two heartbeats that greet newcomers
-
-
-class Pace(NamedTuple):
-    """How often the regular work is done (ns)."""
-
-    heartbeat: int = 1_000_000_000
-    clock: int = 1_000_000_000
-    upkeep: int = 1_000_000_000
-    anchor: int = 600_000_000_000
-
-
-class UnderWay(NamedTuple):
-    """A turn that was submitted, or that waits for the one before it."""
-
-    commit: int
-    outcome: Outcome
-    submitted_ns: int
-
-
-@dataclass(slots=True)
-class Times:
-    """When the regular work is due next (steady ns)."""
-
-    heartbeat: int = 0
-    clock: int = 0
-    upkeep: int = 0
-    anchor: int = 0
-    beat: int = 0  # when the last heartbeat left
-
-    def next(self) -> int:
-        """The earliest of them."""
-        return min(self.heartbeat, self.clock, self.upkeep)
 
 
 @dataclass(slots=True)

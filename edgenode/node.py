@@ -22,7 +22,7 @@ from edgenode.ledger import TICK_NS, Ledger
 from edgenode.overdue import Runner
 from edgenode.principal import LOCAL, Principal
 from edgenode.verbs import about as about_verbs
-from edgenode.verbs import change, consume, create, dead, look
+from edgenode.verbs import bulk, change, consume, create, dead, look, timeline
 from edgenode.verbs import overdue as overdue_verbs
 from edgenode.verbs.about import About
 from engine.clock import Now, tick_floor
@@ -51,7 +51,11 @@ OPS: dict[str, Op] = {
     calls.SINGLE: Op(create.schedule, changes=True, creates=True),
     "timer.schedule_many": Op(create.schedule_many, changes=True, creates=True, bulk=True),
     "timer.cancel": Op(change.cancel, changes=True),
-    "timer.cancel_many": Op(change.cancel_many, changes=True, bulk=True),
+    "timer.cancel_many": Op(bulk.cancel_many, changes=True, bulk=True),
+    "timer.pause_many": Op(bulk.pause_many, changes=True, bulk=True),
+    "timer.resume_many": Op(bulk.resume_many, changes=True, bulk=True),
+    "timer.shift_many": Op(bulk.shift_many, changes=True, bulk=True),
+    "timer.relabel_many": Op(bulk.relabel_many, changes=True, bulk=True),
     "timer.reschedule": Op(change.reschedule, changes=True),
     "timer.extend": Op(change.extend, changes=True),
     "timer.pause": Op(change.pause, changes=True),
@@ -65,6 +69,7 @@ OPS: dict[str, Op] = {
     "overdue.fire": Op(overdue_verbs.fire, changes=True, bulk=True),
     "overdue.skip": Op(overdue_verbs.skip, changes=True, bulk=True),
     "time.accept": Op(about_verbs.time_accept, changes=True),
+    "timeline.bins": Op(timeline.bins, bulk=True),
     "stream.snapshot": Op(look.snapshot, bulk=True),
     "stream.replay": Op(look.replay, bulk=True),
     "consumer.create": Op(consume.create, changes=True),
@@ -229,7 +234,7 @@ class Node:
                     if replayed is not None:
                         self._reply(call, replayed)
                         return
-                    self._check_notes()
+                    ledger.admit_note()
                 self._check_writable(op)
             done = op.run(ledger, call)
             if isinstance(done, bytes):
@@ -249,17 +254,6 @@ class Node:
             raise refusal(code, about.writes_refused, retry_after_ms=1_000)
         if op.creates and about.creates_refused:
             raise refusal("storage_full", about.creates_refused, retry_after_ms=10_000)
-
-    def _check_notes(self) -> None:
-        ledger = self.ledger
-        most = ledger.config.log.idem_max
-        if ledger.notes_count + len(ledger.newer_notes) >= most:
-            raise refusal(
-                "quota_exceeded",
-                f"{most} idempotency keys are kept (idem_max); send no key, raise the limit or "
-                "shorten idem_keep",
-                retry_after_ms=60_000,
-            )
 
     def _recall(self, call: Call, key: bytes) -> bytes | None:
         if key in self._keys_under_way:

@@ -19,10 +19,11 @@ from edgenode.consumers import notes as consumer_notes
 from edgenode.consumers.deliver import Delivery
 from edgenode.consumers.room import Consumers
 from edgenode.definitions import budget_of
+from edgenode.edges import StoreLog, StoreTables
 from edgenode.encode import Identity
 from edgenode.held import HELD_KEY, held_of
 from edgenode.horizon import Horizon
-from edgenode.ledger import TICK_NS, Awaited, Ledger, StoreLog, StoreTables
+from edgenode.ledger import FOR_EVER_NS, TICK_NS, Awaited, Ledger
 from edgenode.overdue import guard
 from engine import schedule as rules
 from engine._hot import HotSet
@@ -32,7 +33,6 @@ from engine.record import Event, Image, Kind, Note, Scale, rule_of, unpack_event
 from engine.timer import TERMINAL, Reason, State
 
 ANCHOR_KEY = b"\x00minoots.anchor\x00"  # no digest of a client's key: those are random
-ANCHOR_AT_NS = 1 << 62  # so that it never grows too old
 PAGE_EVENTS = 4_096
 PAGE_BYTES = 16 << 20
 
@@ -104,7 +104,7 @@ def recover(
 def anchor_note(timescale: Timescale, clock: Clock) -> Note:
     """The note that the next start goes on from."""
     anchor = timescale.anchor(clock)
-    return Note(ANCHOR_KEY, bytes(16), ANCHOR_AT_NS, 0, 0, _encode(anchor))
+    return Note(ANCHOR_KEY, bytes(16), FOR_EVER_NS, 0, 0, _encode(anchor))
 
 
 def _consumers(

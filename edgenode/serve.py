@@ -21,7 +21,7 @@ from edgenode.config import Config
 from edgenode.doors.zeromq import Doors, open_doors, open_peer
 from edgenode.lead import Lead
 from edgenode.logs import say
-from edgenode.loop import Loop, UnderWay
+from edgenode.loop import Loop
 from edgenode.metrics import Metrics
 from edgenode.node import FREE_OPS, Node
 from edgenode.process import (
@@ -37,6 +37,7 @@ from edgenode.process import (
 from edgenode.publish import Publisher
 from edgenode.recovery import PAGE_BYTES, PAGE_EVENTS, Recovered, anchor_note, recover
 from edgenode.timekeeping import Timekeeper
+from edgenode.turns import UnderWay
 from edgenode.verbs.about import About
 from engine._kernel import SetWatch
 from engine._wait import map_large, set_timer_slack

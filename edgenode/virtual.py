@@ -14,9 +14,10 @@ from edgenode.call import Answer, Frames
 from edgenode.config import Config, EngineSection
 from edgenode.doors.events import EventsDoor
 from edgenode.lead import Lead
-from edgenode.loop import Loop, Pace
+from edgenode.loop import Loop
 from edgenode.metrics import Metrics
 from edgenode.node import Node
+from edgenode.pace import Pace
 from edgenode.principal import LOCAL, Principal
 from edgenode.publish import Publisher
 from edgenode.recovery import recover
@@ -265,7 +266,7 @@ class VirtualNode:
 
     def request(self, frames: list[bytes]) -> list[list[bytes]]:
         """Ask, as a client's socket would: MZP/1 frames without the peer; and the answers."""
-        self._doors.inbox.append((0, (b"virtual", *frames), LOCAL))
+        self.start_request(frames)
         for _ in range(10_000):
             self._loop.step()
             if self._doors.outbox:
@@ -282,6 +283,15 @@ class VirtualNode:
         """The answers since the last time."""
         answers, self._doors.outbox = self._doors.outbox, []
         return [list(answer) for answer in answers]
+
+    def start_request(self, frames: list[bytes]) -> None:
+        """Ask, and decide what can be in one pass; the answers may come later, or never."""
+        self._doors.inbox.append((0, (b"virtual", *frames), LOCAL))
+        self._loop.step()
+
+    def step(self) -> None:
+        """One pass, without time going on."""
+        self._loop.step()
 
     def advance(self, ns: int) -> list[list[bytes]]:
         """Let `ns` pass; the live frames of what left meanwhile, in order."""
@@ -319,9 +329,10 @@ class VirtualNode:
         self._loop.step()
         self._loop.step()
 
-    def restart(self) -> None:
-        """Stop as by kill -9, and start again on what was durable."""
-        self.log.crash()
+    def restart(self, landed: int = 0) -> None:
+        """Stop as by kill -9, and start again on what was durable, and on the oldest `landed` of
+        the commits under way."""
+        self.log.crash(landed)
         self._start()
 
     def close(self) -> None:

@@ -14,13 +14,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from engine.errors import StoreCorrupt, StoreFailed
+from engine.filters import passes
 from engine.record import (
     FLAG_BLOB,
     Image,
     Kind,
-    Scale,
     pack_row,
-    unpack_blob,
     unpack_event,
     unpack_note,
     unpack_row,
@@ -176,6 +175,11 @@ class MemoryLog:
         count: all of them, and hold no more."""
         self._held = count is not None
         self._write(len(self._under_way) if count is None else count)
+
+    @property
+    def under_way_count(self) -> int:
+        """Batches that were submitted and are not durable."""
+        return len(self._under_way)
 
     def fail_next(self, error: StoreFailed) -> None:
         """The next commit that would become durable fails with `error`, and so the log."""
@@ -339,7 +343,7 @@ class MemoryTables:
         found: list[bytes] = []
         start = bisect_right(self._ids, after_id) if after_id else 0
         for looked, id in enumerate(self._ids[start : start + budget], 1):
-            if _passes(filter, id, self._rows[id]):
+            if passes(filter, *unpack_row(id, self._rows[id])):
                 found.append(self._rows[id])
             if len(found) == limit or looked == budget:
                 return found, id
@@ -423,20 +427,3 @@ class MemoryTables:
         image = unpack_event(seq, data).image
         if image is not None and self._done.get(image.id) == seq:
             del self._done[image.id]
-
-
-def _passes(filter: Filter, id: bytes, data: bytes) -> bool:
-    image, blob = unpack_row(id, data)
-    if image.tenant != filter.tenant or (filter.states and image.state not in filter.states):
-        return False
-    if filter.due_from_ns or filter.due_to_ns:
-        if not image.due_ns:
-            return False
-        shift = filter.scale_shift_ns if image.scale == Scale.STEADY else 0
-        due = image.due_ns + shift
-        if due < filter.due_from_ns or (filter.due_to_ns and due >= filter.due_to_ns):
-            return False
-    parts = unpack_blob(blob)
-    if not parts.name.startswith(filter.name_prefix):
-        return False
-    return all(needle in parts.labels for needle in filter.labels)

@@ -43,11 +43,13 @@ MOVES: dict[tuple[State | None, Kind], frozenset[State]] = {
     (State.SCHEDULED, Kind.ESCALATED): frozenset({State.SCHEDULED}),
     (State.SCHEDULED, Kind.CANCELLED): frozenset({State.CANCELLED}),
     (State.SCHEDULED, Kind.RESCHEDULED): frozenset({State.SCHEDULED}),
+    (State.SCHEDULED, Kind.RELABELLED): frozenset({State.SCHEDULED}),
     (State.SCHEDULED, Kind.PAUSED): frozenset({State.PAUSED}),
     (State.SCHEDULED, Kind.FAILED): frozenset({State.FAILED}),
     (State.PAUSED, Kind.RESUMED): frozenset({State.SCHEDULED}),
     (State.PAUSED, Kind.EXPIRED): frozenset({State.PAUSED, State.COMPLETED}),
     (State.PAUSED, Kind.RESCHEDULED): frozenset({State.PAUSED}),
+    (State.PAUSED, Kind.RELABELLED): frozenset({State.PAUSED}),
     (State.PAUSED, Kind.CANCELLED): frozenset({State.CANCELLED}),
 } | {(state, Kind.LATE): frozenset({state}) for state in State}  # told of a fire, changes nothing
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minoots.client import Client as Client
     from minoots.done import DoneKeys as DoneKeys
     from minoots.event import Event as Event
+    from minoots.wire.bodies import Target as Target
     from minoots.wire.bodies import TimerView as TimerView
     from minoots.wire.definition import Definition as Definition
     from minoots.wire.problems import (
@@ -142,6 +143,7 @@ _HOMES = {
     "Event": "minoots.event",
     "GiveUp": "minoots.working",
     "Retry": "minoots.working",
+    "Target": "minoots.wire.bodies",
     "TimerView": "minoots.wire.bodies",
     "definition": "minoots.arguments",
     "worker": "minoots.working",
@@ -185,6 +187,7 @@ __all__ = [
     "Retry",
     "RevisionConflict",
     "StorageFull",
+    "Target",
     "TimerView",
     "TooLarge",
     "Unauthenticated",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from minoots import arguments, verbs
-from minoots.arguments import Duration, Instant, Mode
+from minoots.arguments import Duration, Instant, ManyVerb, Mode
 from minoots.client import (
     SYNC_SAMPLES,
     Definitions,
@@ -28,6 +28,7 @@ from minoots.consumer import KEEP_DEFAULT, PREFETCH_DEFAULT, WAIT_DEFAULT, Async
 from minoots.consumers import AsyncConsumers, AsyncDeadLetters, setup
 from minoots.event import Event, as_datetime
 from minoots.exchange import IN_FLIGHT_DEFAULT, AsyncExchange
+from minoots.held import AsyncOverdue
 from minoots.order import WatchCore
 from minoots.requests import RETRIES_DEFAULT, TIMEOUT_S_DEFAULT, Patience, Request
 from minoots.transport import monotonic_s
@@ -35,6 +36,7 @@ from minoots.watch import AsyncWatch, Since, interest_of, replay_start, start_of
 from minoots.wire.bodies import (
     PAGE_MAX,
     SCHEDULE_MANY_MAX,
+    BulkResult,
     Cursor,
     EventFilter,
     ReplayFrom,
@@ -76,6 +78,7 @@ class AsyncClient:
         self._timeout_s = timeout
         self.consumers = AsyncConsumers(self.call)
         self.dlq = AsyncDeadLetters(self.call)
+        self.overdue = AsyncOverdue(self.call)
 
     async def close(self) -> None:
         """Close the connections; a second time does nothing."""
@@ -129,29 +132,6 @@ class AsyncClient:
     async def time_accept(self) -> bool:
         """Have the node believe UTC as its machine has it; whether it was in doubt."""
         return bool((await self.call(verbs.time_accept()))["accepted"])
-
-    async def overdue(
-        self, filter: Timers = None, *, older_than: Duration | None = None, sample: int = 5
-    ) -> dict[str, Any]:
-        """What was overdue when the node started and is held: why, how many of which age."""
-        long = None if older_than is None else arguments.duration_text(older_than)
-        wanted = arguments.timer_filter(filter)
-        return await self.call(verbs.overdue(wanted, long, sample))
-
-    async def overdue_fire(
-        self, filter: Timers = None, *, idem: str | None = None, **order: Any
-    ) -> int:
-        """Let go of what is held; how many those are. order: older_than, rate (a second),
-        dry_run (count alone)."""
-        body = arguments.overdue_order(filter, **order)
-        return await self.call(verbs.overdue_order("overdue.fire", body), idem=idem)
-
-    async def overdue_skip(
-        self, filter: Timers = None, *, idem: str | None = None, **order: Any
-    ) -> int:
-        """Skip what is held, so that it will not fire; how many. order: as of `overdue_fire`."""
-        body = arguments.overdue_order(filter, **order)
-        return await self.call(verbs.overdue_order("overdue.skip", body), idem=idem)
 
     # ------------------------------------------------------------------------------ making timers
 
@@ -304,7 +284,27 @@ class AsyncClient:
 
         An empty filter is refused: write `{"name_prefix": ""}` to mean every timer.
         """
-        return await self.call(verbs.cancel_many(*arguments.many(filter, ids)), idem=idem)
+        return (await self.change_many("cancel", filter, ids=ids, idem=idem)).count
+
+    async def change_many(
+        self,
+        verb: ManyVerb,
+        filter: Timers = None,
+        *,
+        ids: Sequence[str] | None = None,
+        by: Duration | None = None,
+        set: Mapping[str, str] | None = None,
+        remove: Sequence[str] = (),
+        dry_run: bool = False,
+        idem: str | None = None,
+    ) -> BulkResult:
+        """Cancel, pause, resume, shift or relabel all that a filter finds, or those with these ids.
+
+        by: of shift, later, or earlier if negative (`-10m`). set, remove: of relabel, labels and
+        keys of labels. dry_run: only count them, and show some. Up to 1,000 are one commit.
+        """
+        op, body = arguments.many(verb, filter, ids, by=by, set=set, remove=remove, dry_run=dry_run)
+        return await self.call(verbs.change_many(op, body), idem=idem)
 
     # ----------------------------------------------------------------------------- finding timers
 
@@ -363,6 +363,22 @@ class AsyncClient:
         )
         found = await self.call(verbs.next_dues(asked))
         return [as_datetime(parse_instant(due)) for due in found.dues]
+
+    async def forecast(
+        self,
+        end: Instant,
+        *,
+        start: Instant | None = None,
+        bin: str = "minute",
+        by: str | None = None,
+        filter: Timers = None,
+    ) -> verbs.Forecast:
+        """How many fires are to come from `start`, or now, to `end`, counted by bins.
+
+        bin: `second`, `minute`, `hour`, `day`, or a duration. by: a label to count by as well.
+        """
+        asked = arguments.timeline_body(end, start, bin, by, filter)
+        return await self.call(verbs.timeline(asked))
 
     async def snapshot(self, filter: Timers = None, *, page_size: int = PAGE_MAX) -> AsyncSnapshot:
         """The pending timers with the place in the log from which a watch goes on."""

@@ -14,9 +14,14 @@ import msgspec
 
 from minoots.wire.bodies import (
     SCHEDULE_MANY_MAX,
+    Change,
+    ChangeMany,
     Next,
     OverdueOrder,
+    RelabelMany,
+    ShiftMany,
     Target,
+    TimelineBins,
     TimerFilter,
     TimerView,
 )
@@ -33,6 +38,9 @@ from minoots.wire.times import (
 Duration = str | int | float | timedelta
 Instant = str | datetime
 Mode = Literal["fixed_rate", "fixed_delay"]
+ManyVerb = Literal["cancel", "pause", "resume", "shift", "relabel"]
+
+MANY = ("cancel", "pause", "resume", "shift", "relabel")
 
 _schedule: msgspec.json.Decoder[Schedule] = msgspec.json.Decoder(Schedule)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -77,8 +85,11 @@ def instant_text(instant: Instant) -> str:
     return format_instant((instant - _EPOCH) // timedelta(microseconds=1) * 1_000)
 
 
-def target(timer: str | TimerView) -> Target:
-    """Which timer: a view, an id (a text that begins with tmr_), or a name that is unique."""
+def target(timer: str | TimerView | Target) -> Target:
+    """Which timer: a view, an id (a text that begins with tmr_), a name that is unique, or a
+    Target, `Target(key="cart-7")`."""
+    if isinstance(timer, Target):
+        return timer
     if isinstance(timer, TimerView):
         return Target(id=timer.id)
     if not isinstance(timer, str):
@@ -154,7 +165,8 @@ def definition(
 
     after, every: `15m`, seconds, or a timedelta. at, anchor, expires_at: RFC 3339 or an aware
     datetime. payload: anything that JSON can say, up to 64 KiB. more: further members of the
-    contract's definition, as they are (`misfire={"policy": "skip"}`); None for none.
+    contract's definition, as they are (`misfire={"policy": "skip"}`, `key="cart-7"`,
+    `on_conflict="extend"`, `spread={"window": "5m", "mode": "hashed"}`); None for none.
     Raises ValueError and TypeError saying what to write.
     """
     rule = schedule_of(after=after, at=at, every=every, schedule=schedule, mode=mode, anchor=anchor)
@@ -256,20 +268,69 @@ def chunk_key(idem: str | None, index: int) -> str | None:
 
 
 def many(
-    given: TimerFilter | Mapping[str, Any] | None, ids: Sequence[str] | None
-) -> tuple[TimerFilter | None, list[str] | None]:
-    """The filter or the ids of a cancel_many: one of them, and never all by mistake."""
+    verb: str,
+    given: TimerFilter | Mapping[str, Any] | None,
+    ids: Sequence[str] | None,
+    *,
+    by: Duration | None = None,
+    set: Mapping[str, str] | None = None,
+    remove: Sequence[str] = (),
+    dry_run: bool = False,
+) -> tuple[str, Change]:
+    """The verb and the body of a change of many: by filter or by ids, and never all by mistake.
+
+    by: of `shift` alone; a text may begin with `-`. set, remove: of `relabel` alone.
+    """
+    if verb not in MANY:
+        raise ValueError(f"verb is {verb!r}; write one of {', '.join(MANY)}")
     if (given is None) == (ids is None):
-        raise ValueError("cancel_many takes either a filter or ids")
-    if given is None:
-        return None, list(ids or ())
-    if not given:
-        raise ValueError('filter is empty; to cancel every timer, say so: {"name_prefix": ""}')
-    return timer_filter(given), None
+        raise ValueError(f"{verb}_many takes either a filter or ids")
+    if given is not None and not given:
+        raise ValueError(f'filter is empty; to {verb} every timer, say so: {{"name_prefix": ""}}')
+    which = None if given is None else timer_filter(given)
+    some = None if ids is None else list(ids)
+    if (by is not None) != (verb == "shift"):
+        raise ValueError("shift takes by, and nothing else does")
+    if bool(set or remove) != (verb == "relabel"):
+        raise ValueError("relabel takes set or remove, and nothing else does")
+    op = f"timer.{verb}_many"
+    if by is not None:
+        return op, ShiftMany(by=_shift_text(by), filter=which, ids=some, dry_run=dry_run)
+    if set or remove:
+        labels = dict(set or {})
+        return op, RelabelMany(
+            set=labels, remove=list(remove), filter=which, ids=some, dry_run=dry_run
+        )
+    return op, ChangeMany(filter=which, ids=some, dry_run=dry_run)
+
+
+def _shift_text(by: Duration) -> str:
+    if isinstance(by, str):
+        duration_text(by.removeprefix("-"))
+        return by
+    back = by < timedelta(0) if isinstance(by, timedelta) else by < 0
+    return f"-{duration_text(-by)}" if back else duration_text(by)
+
+
+def timeline_body(
+    end: Instant,
+    start: Instant | None,
+    bin: str,
+    by: str | None,
+    given: TimerFilter | Mapping[str, Any] | None,
+) -> TimelineBins:
+    """The body of timeline.bins."""
+    return TimelineBins(
+        to=instant_text(end),
+        from_=None if start is None else instant_text(start),
+        bin=bin,
+        by=by,
+        filter=timer_filter(given),
+    )
 
 
 def next_body(
-    timer: str | TimerView | None,
+    timer: str | TimerView | Target | None,
     count: int,
     *,
     max_occurrences: int | None,
@@ -279,7 +340,7 @@ def next_body(
     """The body of timer.next: a timer, or the arguments of `schedule_of`."""
     if timer is not None:
         found = target(timer)
-        return Next(id=found.id, name=found.name, count=count)
+        return Next(id=found.id, name=found.name, key=found.key, count=count)
     until = None if expires_at is None else instant_text(expires_at)
     return Next(
         schedule=schedule_of(**rule),

@@ -14,16 +14,16 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minoots import arguments, verbs
-from minoots.arguments import Duration, Instant, Mode
+from minoots.arguments import Duration, Instant, ManyVerb, Mode
 from minoots.connect import Locator, locator
 from minoots.consumers import Consumers, DeadLetters
 from minoots.event import Event, as_datetime
 from minoots.exchange import Exchange
+from minoots.held import Overdue
 from minoots.order import WatchCore
 from minoots.requests import RETRIES_DEFAULT, TIMEOUT_S_DEFAULT, Patience, Request
 from minoots.transport import Transport, monotonic_s
@@ -31,9 +31,11 @@ from minoots.watch import Since, Watch, interest_of, replay_start, start_of
 from minoots.wire.bodies import (
     PAGE_MAX,
     SCHEDULE_MANY_MAX,
+    BulkResult,
     Cursor,
     EventFilter,
     ReplayFrom,
+    Target,
     TimerFilter,
     TimerView,
 )
@@ -53,20 +55,9 @@ SYNC_SAMPLES = 8
 Results = list[TimerView | Refused]
 Events = list[Event]
 Instants = list[datetime]
-Timer = str | TimerView
+Timer = str | TimerView | Target
 Timers = TimerFilter | Mapping[str, Any] | None
 Definitions = Iterable[Definition | Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The pending timers, page by page as they are iterated over, as of a place in the log.
-
-    A watch from `as_of` tells what has changed since; a page read later may show it already.
-    """
-
-    as_of: Cursor
-    timers: Iterator[TimerView]
 
 
 class Client:
@@ -97,6 +88,7 @@ class Client:
         self._timeout_s = timeout
         self.consumers = Consumers(self.call)
         self.dlq = DeadLetters(self.call)
+        self.overdue = Overdue(self.call)
 
     def close(self) -> None:
         """Close the connections; a second time does nothing."""
@@ -150,25 +142,6 @@ class Client:
     def time_accept(self) -> bool:
         """Have the node believe UTC as its machine has it; whether it was in doubt."""
         return bool(self.call(verbs.time_accept())["accepted"])
-
-    def overdue(
-        self, filter: Timers = None, *, older_than: Duration | None = None, sample: int = 5
-    ) -> dict[str, Any]:
-        """What was overdue when the node started and is held: why, how many of which age."""
-        long = None if older_than is None else arguments.duration_text(older_than)
-        wanted = arguments.timer_filter(filter)
-        return self.call(verbs.overdue(wanted, long, sample))
-
-    def overdue_fire(self, filter: Timers = None, *, idem: str | None = None, **order: Any) -> int:
-        """Let go of what is held; how many those are. order: older_than, rate (a second),
-        dry_run (count alone)."""
-        body = arguments.overdue_order(filter, **order)
-        return self.call(verbs.overdue_order("overdue.fire", body), idem=idem)
-
-    def overdue_skip(self, filter: Timers = None, *, idem: str | None = None, **order: Any) -> int:
-        """Skip what is held, so that it will not fire; how many. order: as of `overdue_fire`."""
-        body = arguments.overdue_order(filter, **order)
-        return self.call(verbs.overdue_order("overdue.skip", body), idem=idem)
 
     # ------------------------------------------------------------------------------ making timers
 
@@ -317,7 +290,26 @@ class Client:
 
         An empty filter is refused: write `{"name_prefix": ""}` to mean every timer.
         """
-        return self.call(verbs.cancel_many(*arguments.many(filter, ids)), idem=idem)
+        return (self.change_many("cancel", filter, ids=ids, idem=idem)).count
+
+    def change_many(
+        self,
+        verb: ManyVerb,
+        filter: Timers = None,
+        *,
+        ids: Sequence[str] | None = None,
+        by: Duration | None = None,
+        set: Mapping[str, str] | None = None,
+        remove: Sequence[str] = (),
+        dry_run: bool = False,
+        idem: str | None = None,
+    ) -> BulkResult:
+        """Cancel, pause, resume, shift or relabel all that a filter finds, or those with these ids.
+        by: of shift, later, or earlier if negative (`-10m`). set, remove: of relabel, labels and
+        keys of labels. dry_run: only count them, and show some. Up to 1,000 are one commit.
+        """
+        op, body = arguments.many(verb, filter, ids, by=by, set=set, remove=remove, dry_run=dry_run)
+        return self.call(verbs.change_many(op, body), idem=idem)
 
     # ----------------------------------------------------------------------------- finding timers
 
@@ -374,7 +366,23 @@ class Client:
         found = self.call(verbs.next_dues(asked))
         return [as_datetime(parse_instant(due)) for due in found.dues]
 
-    def snapshot(self, filter: Timers = None, *, page_size: int = PAGE_MAX) -> Snapshot:
+    def forecast(
+        self,
+        end: Instant,
+        *,
+        start: Instant | None = None,
+        bin: str = "minute",
+        by: str | None = None,
+        filter: Timers = None,
+    ) -> verbs.Forecast:
+        """How many fires are to come from `start`, or now, to `end`, counted by bins.
+
+        bin: `second`, `minute`, `hour`, `day`, or a duration. by: a label to count by as well.
+        """
+        asked = arguments.timeline_body(end, start, bin, by, filter)
+        return self.call(verbs.timeline(asked))
+
+    def snapshot(self, filter: Timers = None, *, page_size: int = PAGE_MAX) -> verbs.Snapshot:
         """The pending timers with the place in the log from which a watch goes on."""
         asked = arguments.timer_filter(filter)
         first = self.call(verbs.snapshot_page(asked, page_size, None))
@@ -387,7 +395,7 @@ class Client:
                     return
                 page = self.call(verbs.snapshot_page(asked, page_size, page.next_cursor))
 
-        return Snapshot(first.as_of, timers())
+        return verbs.Snapshot(first.as_of, timers())
 
     # ------------------------------------------------------------------------------------- events
 

@@ -5,7 +5,7 @@ Pure, and shared by both clients: they only carry what is built here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,14 @@ import msgspec
 from minoots.event import Event, read_event
 from minoots.requests import Request
 from minoots.wire import bodies
-from minoots.wire.bodies import Cursor, EventFilter, ReplayFrom, TimerFilter, TimerView
+from minoots.wire.bodies import (
+    BulkResult,
+    Cursor,
+    EventFilter,
+    ReplayFrom,
+    TimerFilter,
+    TimerView,
+)
 from minoots.wire.definition import Definition, Schedule
 from minoots.wire.problems import Problem, ProtocolError, Refused
 
@@ -48,6 +55,17 @@ class SnapshotPage(msgspec.Struct, kw_only=True):
     items: list[TimerView]
     next_cursor: str | None = None
     as_of: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The pending timers, page by page as they are iterated over, as of a place in the log.
+
+    A watch from `as_of` tells what has changed since; a page read later may show it already.
+    """
+
+    as_of: Cursor
+    timers: Iterator[TimerView]
 
 
 class HistoryPage(msgspec.Struct, kw_only=True):
@@ -106,6 +124,27 @@ class _Result(msgspec.Struct):
     problem: Problem | None = None
 
 
+class Group(msgspec.Struct, kw_only=True):
+    """The counts of the timers with one value of a label; None: without that label."""
+
+    value: str | None = None
+    total: int = 0
+    bins: list[int] = []
+
+
+class Forecast(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How many fires come in each bin from `from_` on. groups: by label, the largest first;
+    others: those beyond the values that are kept apart."""
+
+    from_: str = msgspec.field(name="from")
+    to: str
+    bin: str
+    total: int
+    bins: list[int]
+    groups: list[Group] = []
+    others: Group | None = None
+
+
 class _Count(msgspec.Struct):
     count: int
 
@@ -127,7 +166,9 @@ _result = msgspec.json.Decoder(_Result)
 _raw_events = msgspec.json.Decoder(_RawEvents)
 _raw_replay = msgspec.json.Decoder(_RawReplay)
 _count = msgspec.json.Decoder(_Count)
+_bulk: Callable[[bytes], BulkResult] = msgspec.json.Decoder(BulkResult).decode
 _dues: Callable[[bytes], NextDues] = msgspec.json.Decoder(NextDues).decode
+_forecast: Callable[[bytes], Forecast] = msgspec.json.Decoder(Forecast).decode
 _document: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -167,21 +208,20 @@ def change(op: str, timer: bodies.Target, if_match: int | None) -> Request[Timer
     return Request(op, _encode(timer), _view, mutates=True, if_match=if_match)
 
 
-def cancel_many(timers: TimerFilter | None, ids: list[str] | None) -> Request[int]:
-    """`timer.cancel_many`: by filter or by ids."""
-    body = _encode(bodies.CancelMany(filter=timers, ids=ids))
-    return Request("timer.cancel_many", body, lambda raw: _count.decode(raw).count, mutates=True)
+def change_many(op: str, body: bodies.Change) -> Request[BulkResult]:
+    """`timer.cancel_many`, `pause_many`, `resume_many`, `shift_many`, `relabel_many`."""
+    return Request(op, _encode(body), _bulk, mutates=not body.dry_run)
 
 
 def reschedule(timer: bodies.Target, rule: Schedule, if_match: int | None) -> Request[TimerView]:
     """`timer.reschedule`."""
-    body = _encode(bodies.Reschedule(schedule=rule, id=timer.id, name=timer.name))
+    body = _encode(bodies.Reschedule(schedule=rule, id=timer.id, name=timer.name, key=timer.key))
     return Request("timer.reschedule", body, _view, mutates=True, if_match=if_match)
 
 
 def extend(timer: bodies.Target, by: str, if_match: int | None) -> Request[TimerView]:
     """`timer.extend`."""
-    body = _encode(bodies.Extend(by=by, id=timer.id, name=timer.name))
+    body = _encode(bodies.Extend(by=by, id=timer.id, name=timer.name, key=timer.key))
     return Request("timer.extend", body, _view, mutates=True, if_match=if_match)
 
 
@@ -230,6 +270,11 @@ def replay_page(start: ReplayFrom, events: EventFilter, limit: int) -> Request[R
 def next_dues(body: bodies.Next) -> Request[NextDues]:
     """`timer.next`: the coming dues of a timer, or of a schedule that is only tried."""
     return Request("timer.next", _encode(body), _dues)
+
+
+def timeline(body: bodies.TimelineBins) -> Request[Forecast]:
+    """`timeline.bins`: how many fires are to come, by bins."""
+    return Request("timeline.bins", _encode(body), _forecast, door="stream")
 
 
 def stats() -> Request[dict[str, Any]]:

@@ -22,7 +22,7 @@ _schema = msgspec.json.Decoder(bodies.SchemaGet)
 
 FEATURES = (
     *("after", "at", "every", "misfire", "idempotency", "replay", "snapshot", "receipts"),
-    *("overdue", "consumers"),
+    *("overdue", "consumers", "keys", "spread", "bulk", "forecast"),
 )
 
 
@@ -57,7 +57,10 @@ def hello(ledger: Ledger, call: Call, about: About) -> bytes:
                 "labels_max": limits.labels_max,
                 "label_key_bytes_max": definition.LABEL_KEY_BYTES_MAX,
                 "label_value_bytes_max": definition.LABEL_VALUE_BYTES_MAX,
+                "key_bytes_max": definition.KEY_BYTES_MAX,
                 "schedule_many_max": bodies.SCHEDULE_MANY_MAX,
+                "bulk_atomic_max": bodies.BULK_ATOMIC_MAX,
+                "bins_max": bodies.BINS_MAX,
                 "page_max": bodies.PAGE_MAX,
                 "corr_bytes_max": frames.CORR_BYTES_MAX,
                 "header_bytes_max": frames.HEADER_BYTES_MAX,
@@ -191,7 +194,11 @@ BODIES: dict[str, Any] = {
     "timer.schedule": definition.Definition,
     "timer.schedule_many": bodies.ScheduleMany,
     "timer.cancel": bodies.Target,
-    "timer.cancel_many": bodies.CancelMany,
+    "timer.cancel_many": bodies.ChangeMany,
+    "timer.pause_many": bodies.ChangeMany,
+    "timer.resume_many": bodies.ChangeMany,
+    "timer.shift_many": bodies.ShiftMany,
+    "timer.relabel_many": bodies.RelabelMany,
     "timer.reschedule": bodies.Reschedule,
     "timer.extend": bodies.Extend,
     "timer.pause": bodies.Target,
@@ -201,6 +208,7 @@ BODIES: dict[str, Any] = {
     "timer.list": bodies.ListTimers,
     "timer.next": bodies.Next,
     "timer.history": bodies.History,
+    "timeline.bins": bodies.TimelineBins,
     "stream.snapshot": bodies.ListTimers,
     "stream.replay": bodies.Replay,
     "consumer.create": bodies.ConsumerConfig,

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import NamedTuple
 
 import msgspec
 
 from edgenode import fire, misfire
 from edgenode.call import Call
-from edgenode.definitions import limits_of, replace_rule, time_of
+from edgenode.definitions import (
+    Timing,
+    key_of,
+    limits_of,
+    replace_rule,
+    spread_out,
+    time_of,
+)
 from edgenode.ledger import Ledger, Timer
-from edgenode.verbs.find import find, read_filter, read_id
+from edgenode.spreading import spread_of
+from edgenode.verbs import spread
+from edgenode.verbs.find import Asked, find
 from engine import schedule as rules
 from engine.record import Kind, Scale, rule_of, unpack_blob
 from engine.schedule import Occurrence
@@ -22,19 +32,13 @@ from minoots.wire.times import format_id, parse_duration
 _target = msgspec.json.Decoder(bodies.Target)
 _reschedule = msgspec.json.Decoder(bodies.Reschedule)
 _extend = msgspec.json.Decoder(bodies.Extend)
-_cancel_many = msgspec.json.Decoder(bodies.CancelMany)
 
 Steps = Generator[int, None, bytes]
 
-SCAN_LIMIT = 256  # timers of a filter that are decided before others go on
-SCAN_BUDGET = 20_000  # rows looked at in one step
 
-
-def _open(
-    ledger: Ledger, call: Call, id: str | None, name: str | None
-) -> Generator[int, None, Timer]:
+def _open(ledger: Ledger, call: Call, asked: Asked) -> Generator[int, None, Timer]:
     """The timer that a change is for: it has not ended, and has the revision asked for."""
-    timer = yield from find(ledger, id, name)
+    timer = yield from find(ledger, asked)
     if timer.image.state in TERMINAL:
         word = "its expiration is committed" if ledger.position(timer.image) else "it has ended"
         raise refusal(
@@ -51,7 +55,8 @@ def _open(
     return timer
 
 
-def _due_utc(ledger: Ledger, timer: Timer) -> int:
+def due_utc(ledger: Ledger, timer: Timer) -> int:
+    """Its next due in UTC; 0 for none."""
     image = timer.image
     if not image.due_ns:
         return 0
@@ -61,94 +66,33 @@ def _due_utc(ledger: Ledger, timer: Timer) -> int:
 def cancel(ledger: Ledger, call: Call) -> Steps:
     """`timer.cancel`: it will not fire again."""
     asked = call.read(_target)
-    timer = yield from _open(ledger, call, asked.id, asked.name)
-    return ledger.view(_cancel(ledger, timer))
+    timer = yield from _open(ledger, call, asked)
+    return ledger.view(cancelled(ledger, timer))
 
 
-def _cancel(ledger: Ledger, timer: Timer) -> Timer:
+def cancelled(ledger: Ledger, timer: Timer) -> Timer:
+    """Write `cancelled`."""
     return ledger.change(
         Kind.CANCELLED,
         timer,
-        told_due_ns=_due_utc(ledger, timer),
+        told_due_ns=due_utc(ledger, timer),
         state=int(State.CANCELLED),
         reason=int(Reason.BY_CLIENT),
         left_ns=0,
     )
 
 
-def cancel_many(ledger: Ledger, call: Call) -> Steps:
-    """`timer.cancel_many`: by ids, in one transaction, or by filter, in slices.
-
-    Those that are unknown or have ended are not counted and are no error.
-    """
-    asked = call.read(_cancel_many)
-    if (asked.ids is None) == (asked.filter is None):
-        raise refusal("validation", "give either ids or filter", pointer="/filter")
-    count = 0
-    if asked.ids is not None:
-        if len(asked.ids) > bodies.SCHEDULE_MANY_MAX:
-            raise refusal(
-                "too_large",
-                f"there are {len(asked.ids)} ids; the limit is {bodies.SCHEDULE_MANY_MAX}",
-                pointer="/ids",
-            )
-        wanted = [read_id(text, f"/ids/{at}") for at, text in enumerate(asked.ids)]
-        count = _cancel_each(ledger, wanted)
-    else:
-        assert asked.filter is not None
-        wanted_filter = read_filter(asked.filter, ledger)
-        yield ledger.next_seq - 1  # the tables must hold all that was asked before
-        after = b""
-        while True:
-            rows, after = ledger.tables.scan(wanted_filter, after, SCAN_LIMIT, SCAN_BUDGET)
-            count += _cancel_each(ledger, [unpack_id(row) for row in rows])
-            if not after:
-                break
-            yield 0
-    return b'{"count":%d}' % count
-
-
-def unpack_id(row: bytes) -> bytes:
-    """The id of a row of the tables."""
-    return row[8:24]
-
-
-def _cancel_each(ledger: Ledger, ids: list[bytes]) -> int:
-    count = 0
-    for id in ids:
-        timer = ledger.load(id)
-        if timer is not None and timer.image.state not in TERMINAL:
-            _cancel(ledger, timer)
-            count += 1
-    return count
-
-
 def reschedule(ledger: Ledger, call: Call) -> Steps:
     """`timer.reschedule`: another schedule from now on; the occurrence number goes on."""
     asked = call.read(_reschedule)
-    timer = yield from _open(ledger, call, asked.id, asked.name)
-    most, expires_at = limits_of(unpack_blob(timer.blob))
-    timing = time_of(
-        asked.schedule,
-        call.now,
-        ledger.config.limits,
-        max_occurrences=most,
-        expires_at=expires_at,
-        number=timer.image.occurrence,
+    timer = yield from _open(ledger, call, asked)
+    timing = yield from spread.once_counted(
+        ledger, lambda: _rescheduled(ledger, call, timer, asked)
     )
     misfire.check_rule(misfire.policy_of(timer.blob), timing.rule)
     blob = replace_rule(timer.blob, timing.rule, asked.schedule)
-    after = {"scale": timing.scale, "occurrence": timing.first.number}
-    paused = timer.image.state == State.PAUSED
-    shift_ns = call.now.shift_ns if timing.scale == Scale.STEADY else 0
-    if paused:
-        now_ns = call.now.steady_ns if timing.scale == Scale.STEADY else call.now.utc_ns
-        after |= {"due_ns": timing.first.due_ns, "left_ns": max(timing.first.due_ns - now_ns, 1)}
-    else:
-        after["due_ns"] = timing.first.due_ns
-    due_utc_ns = timing.first.due_ns + shift_ns
-    timer = ledger.change(Kind.RESCHEDULED, timer, blob=blob, told_due_ns=due_utc_ns, **after)
-    return ledger.view(timer)
+    to = placed(ledger, timer, blob, timing.scale, timing.first)
+    return ledger.view(reschedule_as(ledger, timer, to))
 
 
 def extend(ledger: Ledger, call: Call) -> Steps:
@@ -158,40 +102,106 @@ def extend(ledger: Ledger, call: Call) -> Steps:
         by_ns = parse_duration(asked.by)
     except ValueError as error:
         raise refusal("validation", f"by: {error}", pointer="/by") from None
-    timer = yield from _open(ledger, call, asked.id, asked.name)
-    image = timer.image
+    timer = yield from _open(ledger, call, asked)
+    return ledger.view(reschedule_as(ledger, timer, shifted(ledger, timer, by_ns, "/by")))
+
+
+def _rescheduled(ledger: Ledger, call: Call, timer: Timer, asked: bodies.Reschedule) -> Timing:
+    """Its new schedule, under the limits that it has, spread as it is. Raises Refused."""
+    parts = unpack_blob(timer.blob)
+    most, expires_at = limits_of(parts)
+    timing = time_of(
+        asked.schedule,
+        call.now,
+        ledger.config.limits,
+        max_occurrences=most,
+        expires_at=expires_at,
+        number=timer.image.occurrence,
+    )
+    wanted = spread_of(parts)
+    if wanted is None:
+        return timing
+    text = key_of(timer.blob) or parts.name.decode("utf-8", "surrogatepass")
+    return spread_out(wanted, text, timing, call.now.shift_ns, spread.chooser(ledger))[0]
+
+
+class Moved(NamedTuple):
+    """What a timer is rescheduled to. blob: b"" where its definition stays."""
+
+    blob: bytes
+    due_utc_ns: int
+    after: dict[str, int]
+
+
+def reschedule_as(ledger: Ledger, timer: Timer, to: Moved) -> Timer:
+    """Write `rescheduled`."""
+    return ledger.change(
+        Kind.RESCHEDULED, timer, blob=to.blob, told_due_ns=to.due_utc_ns, **to.after
+    )
+
+
+def shifted(ledger: Ledger, timer: Timer, by_ns: int, pointer: str) -> Moved:
+    """The next due, and those after it, `by_ns` later, or earlier if that is negative. What would
+    be due in the past is due now; of a grid, its next point. Raises Refused."""
+    image, now = timer.image, ledger.now
+    steady = image.scale == Scale.STEADY
+    shift_ns = now.shift_ns if steady else 0
+    now_ns = now.steady_ns if steady else now.utc_ns
     rule = rules.unpack_rule(rule_of(timer.blob))
-    coming = Occurrence(image.occurrence, image.due_ns + by_ns)
-    shift_ns = call.now.shift_ns if image.scale == Scale.STEADY else 0
+    due_ns = image.due_ns + by_ns
+    if by_ns < 0 and due_ns < now_ns and image.state != State.PAUSED:
+        due_ns = now_ns
+        if rule.recurring and rule.mode == rules.FIXED_RATE:
+            due_ns += (image.due_ns + by_ns - now_ns) % rule.interval_ns
+    elif due_ns < 1:  # one that is paused; 0 would say that there is no due
+        due_ns = 1 + ((due_ns - 1) % rule.interval_ns if rule.recurring else 0)
+    coming = Occurrence(image.occurrence, due_ns)
     if rules.allowed(rule, coming, shift_ns=shift_ns) is None:
-        raise refusal("no_future_occurrence", "expires_at forbids it", pointer="/by")
-    if coming.due_ns + shift_ns > call.now.utc_ns + ledger.config.limits.due_max:
-        raise refusal("beyond_horizon", "due would be too far ahead (due_max)", pointer="/by")
-    blob = replace_rule(timer.blob, rules.shifted(rule, by_ns)) if rule.recurring else b""
-    after = {"due_ns": coming.due_ns}
+        raise refusal("no_future_occurrence", "expires_at forbids it", pointer=pointer)
+    if due_ns + shift_ns > now.utc_ns + ledger.config.limits.due_max:
+        raise refusal("beyond_horizon", "due would be too far ahead (due_max)", pointer=pointer)
+    blob = b""
+    if rule.recurring:
+        blob = replace_rule(timer.blob, rules.shifted(rule, by_ns))
+        if due_ns != image.due_ns + by_ns:
+            blob = replace_rule(timer.blob, rules.regrid(rule, coming))
+    after = {"due_ns": due_ns}
     if image.state == State.PAUSED:
-        after["left_ns"] = image.left_ns + by_ns
-    due_utc_ns = coming.due_ns + shift_ns
-    timer = ledger.change(Kind.RESCHEDULED, timer, blob=blob, told_due_ns=due_utc_ns, **after)
-    return ledger.view(timer)
+        after["left_ns"] = max(image.left_ns + by_ns, 1)
+    return Moved(blob, due_ns + shift_ns, after)
+
+
+def placed(ledger: Ledger, timer: Timer, blob: bytes, scale: int, first: Occurrence) -> Moved:
+    """Another definition, due first at `first`; a paused timer stays paused."""
+    now = ledger.now
+    steady = scale == Scale.STEADY
+    after = {"scale": scale, "occurrence": first.number, "due_ns": first.due_ns}
+    if timer.image.state == State.PAUSED:
+        now_ns = now.steady_ns if steady else now.utc_ns
+        after["left_ns"] = max(first.due_ns - now_ns, 1)
+    return Moved(blob, first.due_ns + (now.shift_ns if steady else 0), after)
 
 
 def pause(ledger: Ledger, call: Call) -> Steps:
     """`timer.pause`: not due until it is resumed. Pausing what is paused changes nothing."""
     asked = call.read(_target)
-    timer = yield from _open(ledger, call, asked.id, asked.name)
+    timer = yield from _open(ledger, call, asked)
     if timer.image.state == State.PAUSED:
         return ledger.view(timer)
-    left_ns = max(ledger.deadline_ns(timer.image) - call.now.steady_ns, 1)
-    timer = ledger.change(
+    return ledger.view(paused(ledger, timer))
+
+
+def paused(ledger: Ledger, timer: Timer) -> Timer:
+    """Write `paused` for one that is scheduled."""
+    left_ns = max(ledger.deadline_ns(timer.image) - ledger.now.steady_ns, 1)
+    return ledger.change(
         Kind.PAUSED,
         timer,
-        told_due_ns=_due_utc(ledger, timer),
+        told_due_ns=due_utc(ledger, timer),
         state=int(State.PAUSED),
         reason=int(Reason.BY_CLIENT),
         left_ns=left_ns,
     )
-    return ledger.view(timer)
 
 
 def resume(ledger: Ledger, call: Call) -> Steps:
@@ -199,10 +209,15 @@ def resume(ledger: Ledger, call: Call) -> Steps:
     has passed; fixed-rate ones at their next grid point; `at` at its instant, or at once if that
     has passed. Resuming what is not paused changes nothing."""
     asked = call.read(_target)
-    timer = yield from _open(ledger, call, asked.id, asked.name)
+    timer = yield from _open(ledger, call, asked)
     if timer.image.state != State.PAUSED:
         return ledger.view(timer)
-    image, now = timer.image, call.now
+    return ledger.view(resumed(ledger, timer))
+
+
+def resumed(ledger: Ledger, timer: Timer) -> Timer:
+    """Write `resumed` for one that is paused. Raises Refused."""
+    image, now = timer.image, ledger.now
     rule = rules.unpack_rule(rule_of(timer.blob))
     blob = b""
     if image.scale == Scale.WALL:
@@ -218,7 +233,7 @@ def resume(ledger: Ledger, call: Call) -> Steps:
         blob = replace_rule(timer.blob, rules.regrid(rule, coming))
     if rules.allowed(rule, coming, shift_ns=shift_ns) is None:
         raise refusal("no_future_occurrence", "expires_at has passed; cancel it or reschedule it")
-    timer = ledger.change(
+    return ledger.change(
         Kind.RESUMED,
         timer,
         blob=blob,
@@ -228,11 +243,10 @@ def resume(ledger: Ledger, call: Call) -> Steps:
         due_ns=due_ns,
         left_ns=0,
     )
-    return ledger.view(timer)
 
 
 def trigger(ledger: Ledger, call: Call) -> Steps:
     """`timer.trigger`: fire now. A one-shot is completed by it."""
     asked = call.read(_target)
-    timer = yield from _open(ledger, call, asked.id, asked.name)
+    timer = yield from _open(ledger, call, asked)
     return ledger.view(fire.trigger(ledger, timer))

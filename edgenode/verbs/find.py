@@ -20,6 +20,14 @@ _STATES = {
 }
 
 
+SCAN_BUDGET = 20_000  # rows looked at in one step
+
+
+def unpack_id(row: bytes) -> bytes:
+    """The id of a row of the tables."""
+    return row[8:24]
+
+
 def read_id(text: str, pointer: str = "/id") -> bytes:
     """A timer id. Raises Refused."""
     try:
@@ -28,17 +36,28 @@ def read_id(text: str, pointer: str = "/id") -> bytes:
         raise refusal("validation", str(error), pointer=pointer) from None
 
 
-def find(ledger: Ledger, id: str | None, name: str | None) -> Generator[int, None, Timer]:
-    """The timer with this id, or the one that has not ended with this name. Raises Refused."""
-    if (id is None) == (name is None):
-        raise refusal("validation", "give either id or name", pointer="/id")
-    if id is not None:
-        timer = ledger.load(read_id(id))
+Asked = bodies.Target | bodies.Reschedule | bodies.Extend | bodies.Next
+
+
+def find(ledger: Ledger, asked: Asked) -> Generator[int, None, Timer]:
+    """The timer with this id, or the one that has not ended with this name or key. Raises
+    Refused."""
+    if (asked.id is None) + (asked.name is None) + (asked.key is None) != 2:
+        raise refusal("validation", "give either id, name or key", pointer="/id")
+    if asked.id is not None:
+        timer = ledger.load(read_id(asked.id))
         if timer is None:
-            raise refusal("not_found", f"there is no timer {id}, or it ended before retention")
+            raise refusal(
+                "not_found", f"there is no timer {asked.id}, or it ended before retention"
+            )
         return timer
-    assert name is not None
-    return (yield from _by_name(ledger, name))
+    if asked.key is not None:
+        timer = ledger.holder(asked.key)
+        if timer is None:
+            raise refusal("not_found", f"no timer that has not ended has key {asked.key[:80]!r}")
+        return timer
+    assert asked.name is not None
+    return (yield from _by_name(ledger, asked.name))
 
 
 def _by_name(ledger: Ledger, name: str) -> Generator[int, None, Timer]:
@@ -66,6 +85,12 @@ def _by_name(ledger: Ledger, name: str) -> Generator[int, None, Timer]:
 
 def read_filter(asked: bodies.TimerFilter, ledger: Ledger) -> Filter:
     """A filter of a request as the tables take it. Raises Refused."""
+    if len(asked.labels) > bodies.FILTER_LABELS_MAX:
+        raise refusal(
+            "too_large",
+            f"a filter has {len(asked.labels)} labels; the limit is {bodies.FILTER_LABELS_MAX}",
+            pointer="/filter/labels",
+        )
     states: set[int] = set()
     due_from_ns = _instant(asked.due_from, "/filter/due_from")
     due_to_ns = _instant(asked.due_to, "/filter/due_to")

@@ -12,8 +12,7 @@ from edgenode.call import Call
 from edgenode.definitions import time_of
 from edgenode.event_filter import read_match
 from edgenode.ledger import Ledger
-from edgenode.verbs.change import SCAN_BUDGET, unpack_id
-from edgenode.verbs.find import find, read_filter, read_id
+from edgenode.verbs.find import SCAN_BUDGET, find, read_filter, read_id, unpack_id
 from edgenode.verbs.place import PAGE_BYTES_MAX, STEP_EVENTS, out_of_retention, replay_start
 from engine import schedule as rules
 from engine.record import Event, Kind, Scale, check_event, rule_of, unpack_event
@@ -37,7 +36,7 @@ PAGE_EVENTS_SCANNED = 20_000  # ... and in one page, so that a rare filter does 
 def get(ledger: Ledger, call: Call) -> Steps:
     """`timer.get`: one timer, ended ones too while the log keeps them."""
     asked = call.read(_target)
-    timer = yield from find(ledger, asked.id, asked.name)
+    timer = yield from find(ledger, asked)
     return ledger.view(timer)
 
 
@@ -117,7 +116,7 @@ def next_dues(ledger: Ledger, call: Call) -> Steps:
             pointer="/count",
         )
     if asked.schedule is not None:
-        if asked.id is not None or asked.name is not None:
+        if (asked.id, asked.name, asked.key) != (None, None, None):
             raise refusal("validation", "give a timer or a schedule, not both", pointer="/schedule")
         timing = time_of(
             asked.schedule,
@@ -128,7 +127,7 @@ def next_dues(ledger: Ledger, call: Call) -> Steps:
         )
         rule, scale, coming = timing.rule, timing.scale, timing.first
     else:
-        timer = yield from find(ledger, asked.id, asked.name)
+        timer = yield from find(ledger, asked)
         image = timer.image
         if image.state != State.SCHEDULED:
             return b'{"occurrence":0,"dues":[]}'
@@ -149,7 +148,7 @@ def history(ledger: Ledger, call: Call) -> Steps:
     limit = _page_size(asked.limit)
     id = read_id(asked.id)
     if asked.cursor is None:
-        timer = yield from find(ledger, asked.id, None)
+        timer = yield from find(ledger, bodies.Target(id=asked.id))
         seq = timer.image.seq
     else:
         seq = _history_seq(asked.cursor, ledger)

@@ -12,7 +12,18 @@ from typing import Any
 
 import click
 
-from minoots.cli import about, changes, consumers, events, finding, overdue, work
+from minoots.cli import (
+    about,
+    bulk,
+    changes,
+    consumers,
+    events,
+    explain,
+    finding,
+    forecast,
+    overdue,
+    work,
+)
 from minoots.cli.settings import Settings, common
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -64,7 +75,7 @@ def cli() -> None:
     """Durable timers: schedule them, watch them fire, and read what happened."""
 
 
-_ROOMS = (changes, finding, events, consumers, work, about, overdue)
+_ROOMS = (changes, bulk, finding, forecast, explain, events, consumers, work, about, overdue)
 for _command in (command for room in _ROOMS for command in room.COMMANDS):
     cli.add_command(_command)
 

@@ -1,4 +1,4 @@
-"""The verbs that change timers: schedule, cancel, reschedule, extend, pause, resume, trigger."""
+"""The verbs that change single timers: schedule, reschedule, extend, trigger."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import click
 
 from minoots.cli.options import (
     changing,
+    keyed,
     labels_of,
     misfire_of,
     missed,
-    timer_filter_of,
+    more_of,
     when,
     when_of,
-    which_timers,
 )
 from minoots.cli.settings import common, settings
 
 if TYPE_CHECKING:
     from minoots.client import Client
-    from minoots.wire.bodies import TimerFilter, TimerView
+    from minoots.wire.bodies import TimerView
 
 FAILED = 1
 
 
-def _shown(view: TimerView, verb: str) -> None:
+def shown(view: TimerView, verb: str) -> None:
     from minoots.cli import show
     from minoots.transport import wall_ns
 
@@ -69,6 +69,7 @@ def _payload(text: str | None) -> Any:
 @missed
 @click.option("--payload", metavar="JSON|@FILE|-", help="Handed back with every event.")
 @click.option("--label", "labels", metavar="K=V", multiple=True, help="May be repeated.")
+@keyed
 @click.option("--dry-run", is_flag=True, help="Show when it would fire; schedule nothing.")
 @click.option("--count", default=5, show_default=True, help="With --dry-run: how many dues.")
 @click.option("--idem", metavar="KEY", help="Idempotency key: the same is done once.")
@@ -86,6 +87,9 @@ def schedule(
     lateness_budget: str | None,
     payload: str | None,
     labels: tuple[str, ...],
+    key: str | None,
+    on_conflict: str | None,
+    spread: str | None,
     dry_run: bool,
     count: int,
     idem: str | None,
@@ -98,6 +102,8 @@ def schedule(
     minoots schedule report --at '2026-11-22 09:00' --tz Europe/Berlin
     minoots schedule backup --every 1h --payload '{"db": "main"}' --label team=ops
     minoots schedule reminder --in 2h --misfire skip --grace 5m
+    minoots schedule remind --in 30m --key cart-7 --on-conflict extend
+    minoots schedule report --in 1h --spread 5m:hashed
     """
     from minoots.cli.moments import instant_of
     from minoots.transport import wall_ns
@@ -110,73 +116,15 @@ def schedule(
 
         show_dues(None, count, asked)
         return
-    asked |= {"lateness_budget": lateness_budget, "misfire": misfire_of(**misfire)}
+    asked |= more_of(lateness_budget, key, on_conflict, spread)
+    asked["misfire"] = misfire_of(**misfire)
     content, marks = _payload(payload), labels_of(labels)
     with settings().client() as client:
         view = client.schedule(name, payload=content, labels=marks, idem=idem, **asked)
-    _shown(view, "scheduled")
+    shown(view, view.conflict or "scheduled")
 
 
-@click.command()
-@click.argument("timers", metavar="[ID|NAME]...", nargs=-1)
-@which_timers
-@click.option("--all", "everything", is_flag=True, help="Every timer there is.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@changing
-@common
-def cancel(
-    timers: tuple[str, ...],
-    name_prefix: str,
-    labels: tuple[str, ...],
-    states: tuple[str, ...],
-    due_before: str | None,
-    everything: bool,
-    yes: bool,
-    idem: str | None,
-    if_match: int | None,
-) -> None:
-    """Cancel timers, by id or name, or all that a filter finds (it says how many, and asks)."""
-    wanted = timer_filter_of(name_prefix, labels, states, due_before)
-    filtered = everything or bool(name_prefix or labels or states or due_before)
-    if filtered == bool(timers):
-        raise ValueError("name timers, or give a filter (--label, --name-prefix ... or --all)")
-    with settings().client() as client:
-        if filtered:
-            _cancel_found(client, wanted, yes=yes, idem=idem)
-        else:
-            _each(
-                client,
-                timers,
-                "cancelled",
-                lambda timer, key: client.cancel(timer, idem=key, if_match=if_match),
-                idem,
-            )
-
-
-def _cancel_found(client: Client, wanted: TimerFilter, *, yes: bool, idem: str | None) -> None:
-    from minoots.cli import show
-
-    kept = settings()
-    if not yes:
-        count = sum(1 for _ in client.list(wanted))
-        if not count:
-            click.echo("no timer matches", err=True)
-        elif not sys.stdin.isatty():
-            raise click.UsageError(f"{_counted(count)}; add --yes to cancel")
-        if not count or not click.confirm(f"{_counted(count)}. Cancel?", err=True):
-            return
-    count = client.cancel_many(wanted, idem=idem)
-    if kept.json:
-        show.document({"count": count})
-    else:
-        click.echo(f"cancelled {count} timer{'' if count == 1 else 's'}")
-
-
-def _counted(count: int) -> str:
-    return "1 timer matches" if count == 1 else f"{count} timers match"
-
-
-def _each(
+def each(
     client: Client,
     timers: tuple[str, ...],
     verb: str,
@@ -191,7 +139,7 @@ def _each(
     refused = False
     for at, timer in enumerate(timers):
         try:
-            _shown(change(timer, chunk_key(idem, at)), verb)
+            shown(change(timer, chunk_key(idem, at)), verb)
         except Refused as error:
             refused = True
             refusals.tell(error, as_json=settings().json)
@@ -219,7 +167,7 @@ def reschedule(
     asked = when_of(after, at, every, mode=mode, anchor=anchor, tz=tz).given()
     with settings().client() as client:
         view = client.reschedule(timer, idem=idem, if_match=if_match, **asked)
-    _shown(view, "rescheduled")
+    shown(view, "rescheduled")
 
 
 @click.command()
@@ -230,32 +178,23 @@ def reschedule(
 def extend(timer: str, by: str, idem: str | None, if_match: int | None) -> None:
     """Move a timer's next due, and those after it, TIME later."""
     with settings().client() as client:
-        _shown(client.extend(timer, by, idem=idem, if_match=if_match), "extended")
+        shown(client.extend(timer, by, idem=idem, if_match=if_match), "extended")
 
 
-def _simple(verb: str, done: str, help: str) -> click.Command:
-    """A command for a verb that needs only its timers."""
-
-    @click.command(verb, help=help)
-    @click.argument("timers", metavar="ID|NAME...", nargs=-1, required=True)
-    @changing
-    @common
-    def command(timers: tuple[str, ...], idem: str | None, if_match: int | None) -> None:
-        with settings().client() as client:
-            change = {"pause": client.pause, "resume": client.resume, "trigger": client.trigger}
-            _each(
-                client,
-                timers,
-                done,
-                lambda timer, key: change[verb](timer, idem=key, if_match=if_match),
-                idem,
-            )
-
-    return command
+@click.command()
+@click.argument("timers", metavar="ID|NAME...", nargs=-1, required=True)
+@changing
+@common
+def trigger(timers: tuple[str, ...], idem: str | None, if_match: int | None) -> None:
+    """Fire timers now."""
+    with settings().client() as client:
+        each(
+            client,
+            timers,
+            "triggered",
+            lambda timer, key: client.trigger(timer, idem=key, if_match=if_match),
+            idem,
+        )
 
 
-pause = _simple("pause", "paused", "Hold timers until they are resumed.")
-resume = _simple("resume", "resumed", "Let paused timers go on.")
-trigger = _simple("trigger", "triggered", "Fire timers now.")
-
-COMMANDS = (schedule, cancel, reschedule, extend, pause, resume, trigger)
+COMMANDS = (schedule, reschedule, extend, trigger)

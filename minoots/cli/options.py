@@ -92,6 +92,18 @@ def which_timers(command: F) -> F:
     )
 
 
+def whole(command: F) -> F:
+    """--all, --yes, --dry-run: of verbs that change all that a filter finds."""
+    return _stack(
+        command,
+        (
+            click.option("--all", "everything", is_flag=True, help="Every timer there is."),
+            click.option("--yes", is_flag=True, help="Do not ask."),
+            click.option("--dry-run", is_flag=True, help="Only count them, and show some."),
+        ),
+    )
+
+
 def which_events(command: F) -> F:
     """FILTER, --type, --name, --label."""
     return _stack(
@@ -111,6 +123,41 @@ def which_events(command: F) -> F:
             ),
         ),
     )
+
+
+def keyed(command: F) -> F:
+    """--key, --on-conflict, --spread."""
+    return _stack(
+        command,
+        (
+            click.option("--key", metavar="KEY", help="One timer that has not ended for each key."),
+            click.option(
+                "--on-conflict",
+                type=click.Choice(["reject", "replace", "keep", "earliest", "latest", "extend"]),
+                help="What to do with the timer that has the key.",
+            ),
+            click.option(
+                "--spread",
+                metavar="TIME[:MODE]",
+                help="Later by up to TIME: random, hashed, emptiest.",
+            ),
+        ),
+    )
+
+
+def more_of(
+    lateness_budget: str | None, key: str | None, on_conflict: str | None, spread: str | None
+) -> dict[str, Any]:
+    """The members of a definition that these options give."""
+    given: dict[str, Any] = {
+        "lateness_budget": lateness_budget,
+        "key": key,
+        "on_conflict": on_conflict,
+    }
+    if spread is not None:
+        window, _, mode = spread.partition(":")
+        given["spread"] = {"window": window, "mode": mode or "random"}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def changing(command: F) -> F:

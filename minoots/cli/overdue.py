@@ -52,7 +52,7 @@ def report(older_than: str | None, name_prefix: str, labels: tuple[str, ...], sa
     kept = settings()
     wanted = timer_filter_of(name_prefix, labels, (), None)
     with kept.client() as client:
-        found = client.overdue(wanted, older_than=older_than, sample=sample)
+        found = client.overdue.report(wanted, older_than=older_than, sample=sample)
     if kept.json:
         show.document(found)
         return
@@ -119,7 +119,7 @@ def _word(word: str, help: str) -> click.Command:
         kept = settings()
         wanted = timer_filter_of(name_prefix, labels, (), None)
         with kept.client() as client:
-            call = {"fire": client.overdue_fire, "skip": client.overdue_skip}[word]
+            call = {"fire": client.overdue.fire, "skip": client.overdue.skip}[word]
             if dry_run or not yes:
                 count = call(wanted, older_than=older_than, dry_run=True)
                 if not dry_run and count and not _agreed(word, count):
@@ -155,7 +155,7 @@ def ask(rate: float | None) -> None:
     if not on_terminal():
         raise click.UsageError("ask needs a terminal; use overdue fire or skip with --older-than")
     with settings().client() as client:
-        found = client.overdue()
+        found = client.overdue.report()
         if not found["held"]:
             click.echo("nothing is held")
             return
@@ -176,7 +176,7 @@ def _ask_group(client: Client, age: dict[str, Any], rate: float | None) -> None:
     )
     if answer == "leave":
         return
-    call = client.overdue_fire if answer == "fire" else client.overdue_skip
+    call = client.overdue.fire if answer == "fire" else client.overdue.skip
     count = call(wanted, rate=rate if answer == "fire" else None)
     click.echo(f"ordered to {answer}: {_timers(count)}")
 

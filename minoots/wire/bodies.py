@@ -6,11 +6,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from minoots.wire.definition import Definition, Misfire, Schedule
+from minoots.wire.definition import Definition, Misfire, Schedule, Spread
 
 SCHEDULE_MANY_MAX = 1_000
 PAGE_MAX = 1_000
 PAGE_DEFAULT = 100
+BULK_ATOMIC_MAX = 1_000
+FILTER_LABELS_MAX = 16
+BINS_MAX = 10_000
+GROUPS_MAX = 32
+FILTER_BYTES_MAX = 16_384
 
 StateName = Literal["scheduled", "armed", "firing", "paused", "completed", "failed", "cancelled"]
 
@@ -38,10 +43,12 @@ class ScheduleManyRaw(_Body):
 
 
 class Target(_Body):
-    """One timer, by `id`, or by `name` where it is unique among those that have not ended."""
+    """One timer, by `id`, by its `key`, or by `name` where it is unique among those that have not
+    ended."""
 
     id: str | None = None
     name: str | None = None
+    key: str | None = None
 
 
 class Reschedule(_Body):
@@ -50,6 +57,7 @@ class Reschedule(_Body):
     schedule: Schedule
     id: str | None = None
     name: str | None = None
+    key: str | None = None
 
 
 class Extend(_Body):
@@ -58,6 +66,7 @@ class Extend(_Body):
     by: str
     id: str | None = None
     name: str | None = None
+    key: str | None = None
 
 
 class Next(_Body):
@@ -65,6 +74,7 @@ class Next(_Body):
 
     id: str | None = None
     name: str | None = None
+    key: str | None = None
     schedule: Schedule | None = None
     max_occurrences: int | None = None
     expires_at: str | None = None
@@ -81,11 +91,35 @@ class TimerFilter(_Body):
     due_to: str | None = None
 
 
-class CancelMany(_Body):
-    """`timer.cancel_many`: by filter, or by a list of at most SCHEDULE_MANY_MAX ids."""
+class ChangeMany(_Body):
+    """`timer.cancel_many`, `pause_many`, `resume_many`: by filter, or by a list of at most
+    SCHEDULE_MANY_MAX ids; `dry_run`: only say which."""
 
     filter: TimerFilter | None = None
     ids: list[str] | None = None
+    dry_run: bool = False
+
+
+class ShiftMany(_Body):
+    """`timer.shift_many`: the dues move `by` a duration, back if it begins with `-`."""
+
+    by: str
+    filter: TimerFilter | None = None
+    ids: list[str] | None = None
+    dry_run: bool = False
+
+
+class RelabelMany(_Body):
+    """`timer.relabel_many`: labels that are set, and keys of those that are taken away."""
+
+    set: dict[str, str] = {}
+    remove: list[str] = []
+    filter: TimerFilter | None = None
+    ids: list[str] | None = None
+    dry_run: bool = False
+
+
+Change = ChangeMany | ShiftMany | RelabelMany
 
 
 class ListTimers(_Body):
@@ -133,6 +167,17 @@ class Replay(_Body):
     from_: ReplayFrom = msgspec.field(name="from", default_factory=ReplayFrom)
     filter: EventFilter = msgspec.field(default_factory=EventFilter)
     limit: int = PAGE_DEFAULT
+
+
+class TimelineBins(_Body):
+    """`timeline.bins`: the fires to come from `from` (now, if absent) to `to`, counted by bins: a
+    duration, or `second`, `minute`, `hour`, `day`. by: the key of a label to count by as well."""
+
+    to: str
+    from_: str | None = msgspec.field(name="from", default=None)
+    bin: str = "minute"
+    by: str | None = None
+    filter: TimerFilter = msgspec.field(default_factory=TimerFilter)
 
 
 DELIVERIES_MAX = 1_000
@@ -267,7 +312,8 @@ class SchemaGet(_Body):
 
 
 class TimerView(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A timer as replies show it; `replayed` where an idempotency key answered."""
+    """A timer as replies show it; `replayed` where an idempotency key answered; `conflict` where
+    another held its key: what became of that one, `kept`, `replaced` or `extended`."""
 
     id: str
     tenant: str = "default"
@@ -285,7 +331,20 @@ class TimerView(msgspec.Struct, omit_defaults=True, kw_only=True):
     expires_at: str | None = None
     lateness_budget: str | None = None
     misfire: Misfire | None = None
+    key: str | None = None
+    spread: Spread | None = None
     remaining: str | None = None
+    conflict: str | None = None
+    replayed: bool = False
+
+
+class BulkResult(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What a bulk verb changed, or with `dry_run` would change. skipped: those that a limit kept
+    as they are. sample: some of them, of a dry run."""
+
+    count: int
+    skipped: int = 0
+    sample: list[TimerView] = []
     replayed: bool = False
 
 

@@ -11,6 +11,7 @@ LABELS_MAX = 32
 LABEL_KEY_BYTES_MAX = 63
 LABEL_VALUE_BYTES_MAX = 255
 PAYLOAD_BYTES_MAX = 65_536
+KEY_BYTES_MAX = 128
 
 
 class After(msgspec.Struct, tag_field="kind", tag="after", forbid_unknown_fields=True):
@@ -113,6 +114,16 @@ class Misfire(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     catchup_rate: float | None = None
 
 
+class Spread(msgspec.Struct, forbid_unknown_fields=True):
+    """How a herd is taken apart: the due is moved later by less than `window`; `random`, `hashed`
+    (always the same for a key or name), or `emptiest` (where the fewest timers are due)."""
+
+    window: str
+    mode: Literal["random", "hashed", "emptiest"] = "random"
+
+
+OnConflict = Literal["reject", "replace", "keep", "earliest", "latest", "extend"]
+
 NULL = msgspec.Raw(b"null")
 
 
@@ -123,7 +134,8 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     payload: any JSON up to PAYLOAD_BYTES_MAX, handed back with every event. max_occurrences: at
     least 1. expires_at: RFC 3339; no occurrence is due at or after it. lateness_budget: a duration;
     an expiration that leaves later than that is told by `timer.late` as well. misfire: what becomes
-    of fires that were missed.
+    of fires that were missed. key: up to KEY_BYTES_MAX bytes, held by one timer that has not ended;
+    on_conflict says what happens to a second one. spread: moves the due.
     """
 
     schedule: Schedule
@@ -133,8 +145,10 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     max_occurrences: int | None = None
     expires_at: str | None = None
     lateness_budget: str | None = None
+    key: str | None = None
+    on_conflict: OnConflict | None = None
+    spread: Spread | None = None
     misfire: Misfire | None = None
-    spread: msgspec.Raw | None = None
     action_bundle: msgspec.Raw | None = None
     agent_binding: msgspec.Raw | None = None
     escalation: msgspec.Raw | None = None
@@ -144,7 +158,6 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
 
 # Members of a definition that later versions use; a node that lacks them says so by name.
 RESERVED_MEMBERS = (
-    "spread",
     "action_bundle",
     "agent_binding",
     "escalation",

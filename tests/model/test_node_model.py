@@ -54,6 +54,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.ended: list[str] = []
         self.fired: dict[tuple[str, int], bytes] = {}
         self.crashed = False
+        self.holders: dict[str, str] = {}  # of keys, by id; also of those that have ended
 
     @property
     def now_ns(self) -> int:
@@ -73,6 +74,63 @@ class NodeMachine(RuleBasedStateMachine):
     def every(self, ms: int, policy: str) -> None:
         view = self.driver.every(f"{ms}ms", misfire={"policy": policy})
         self.live[view["id"]] = Expected(self.now_ns + ms * MS, ms * MS, policy=policy)
+
+    @rule(
+        ms=durations,
+        key=st.sampled_from("abc"),
+        how=st.sampled_from(["reject", "replace", "keep", "earliest", "latest", "extend"]),
+    )
+    def keyed(self, ms: int, key: str, how: str) -> None:
+        held = self.live.get(self.holders.get(key, ""))
+        if held is not None and self._committed(self.holders[key]):
+            return
+        body = {
+            "schedule": {"kind": "after", "duration": f"{ms}ms"},
+            "key": key,
+            "on_conflict": how,
+        }
+        kind, reply = self.driver.send("timer.schedule", body)
+        due_ns = self.now_ns + ms * MS
+        if held is None:
+            assert kind == "R"
+            assert "conflict" not in reply
+            self.holders[key] = reply["id"]
+            self.live[reply["id"]] = Expected(due_ns)
+            return
+        if how == "reject":
+            assert (kind, reply["code"]) == ("E", "already_exists")
+            return
+        assert (kind, reply["id"]) == ("R", self.holders[key])
+        later_ns = due_ns - held.due_ns
+        word = {"replace": "replaced", "extend": "extended"}.get(how, "replaced")
+        if not (
+            how == "replace"
+            or (how == "earliest" and later_ns < 0)
+            or (how in ("latest", "extend") and later_ns > 0)
+        ):
+            word = "kept"
+        assert reply["conflict"] == word
+        if word == "replaced":
+            held.due_ns, held.left_ns = due_ns, ms * MS
+        elif word == "extended":
+            held.due_ns, held.left_ns = due_ns, held.left_ns + later_ns
+
+    @precondition(lambda self: self.live and not any(map(self._committed, self.live)))
+    @rule(ms=st.integers(-1_000_000, 1_000_000).filter(bool))
+    def shift_all(self, ms: int) -> None:
+        by = f"{'-' if ms < 0 else ''}{abs(ms)}ms"
+        reply = self.driver.ask("timer.shift_many", {"filter": {}, "by": by})
+        assert reply == {"count": len(self.live)}
+        for expected in self.live.values():
+            expected.due_ns += ms * MS
+            expected.left_ns = max(expected.left_ns + ms * MS, 1)
+            if expected.due_ns < self.now_ns and not expected.paused:
+                past_ns = expected.due_ns - self.now_ns
+                expected.due_ns = self.now_ns
+                if expected.interval_ns:
+                    expected.due_ns += past_ns % expected.interval_ns
+        found = self._take(self.driver.node.advance(0))
+        assert sorted(found) == sorted(self._until(self.now_ns))
 
     def _pick(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(sorted(self.live)))

@@ -21,12 +21,15 @@ class Driver:
         self._corr = itertools.count(1)
 
     def send(self, op: str, body: Any = None, **header: Any) -> tuple[str, dict[str, Any]]:
+        frames = self.frames(op, body, **header)
+        ((magic, kind, echoed, _, reply),) = self.node.request(frames)
+        assert (magic, echoed) == (b"MZP1", frames[2])
+        return kind.decode(), orjson.loads(reply)
+
+    def frames(self, op: str, body: Any = None, **header: Any) -> list[bytes]:
         corr = b"%d" % next(self._corr)
         raw = body if isinstance(body, bytes) else orjson.dumps(body or {})
-        frames = [b"MZP1", b"Q", corr, orjson.dumps({"op": op, **header}), raw]
-        ((magic, kind, echoed, _, reply),) = self.node.request(frames)
-        assert (magic, echoed) == (b"MZP1", corr)
-        return kind.decode(), orjson.loads(reply)
+        return [b"MZP1", b"Q", corr, orjson.dumps({"op": op, **header}), raw]
 
     def ask(self, op: str, body: Any = None, **header: Any) -> dict[str, Any]:
         kind, reply = self.send(op, body, **header)

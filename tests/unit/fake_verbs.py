@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -171,13 +172,51 @@ def _moved(node: FakeNode, timer: dict[str, Any], due_ns: int) -> dict[str, Any]
     return dict(timer)
 
 
-def timer_cancel_many(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
+def _each(
+    node: FakeNode, body: dict[str, Any], change: Callable[[FakeNode, dict[str, Any]], Any]
+) -> dict[str, Any]:
     found = node._matching(body["filter"]) if "filter" in body else node._pending()
     if "ids" in body:
         found = [timer for timer in found if timer["id"] in body["ids"]]
+    if change is timer_resume:
+        found = [timer for timer in found if timer["state"] == "paused"]
+    if body.get("dry_run"):
+        return {"count": len(found), "sample": found[:10]}
     for timer in found:
-        timer_cancel(node, {"id": timer["id"]})
+        change(node, {"id": timer["id"]})
     return {"count": len(found)}
+
+
+def timer_cancel_many(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
+    return _each(node, body, timer_cancel)
+
+
+def timer_pause_many(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
+    return _each(node, body, timer_pause)
+
+
+def timer_resume_many(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
+    return _each(node, body, timer_resume)
+
+
+def timer_shift_many(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
+    by_ns = parse_duration(body["by"].removeprefix("-"))
+    by_ns = -by_ns if body["by"].startswith("-") else by_ns
+
+    def shift(node: FakeNode, target: dict[str, Any]) -> None:
+        timer = node._find(target)
+        _moved(node, timer, parse_instant(timer["due"]) + by_ns)
+
+    return _each(node, body, shift)
+
+
+def timer_relabel_many(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
+    def relabel(node: FakeNode, target: dict[str, Any]) -> None:
+        timer = node._find(target)
+        kept = {k: v for k, v in timer["labels"].items() if k not in body.get("remove", [])}
+        timer["labels"] = kept | body.get("set", {})
+
+    return _each(node, body, relabel) | {"skipped": 1}
 
 
 def timer_get(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
@@ -218,7 +257,9 @@ def timer_next(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
     if "schedule" in body:
         schedule, due_ns, number = body["schedule"], _due_of(node, body["schedule"]), 1
     else:
-        timer = node._find(body)
+        timer = node._find(body, alive=False)
+        if timer["state"] not in ("scheduled", "armed"):
+            return {"occurrence": 0, "dues": []}
         schedule, number = timer["schedule"], timer["occurrence"]
         due_ns = parse_instant(timer["due"])
     step_ns = parse_duration(schedule["interval"]) if schedule["kind"] == "every" else 0
@@ -227,6 +268,23 @@ def timer_next(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
         "occurrence": number,
         "dues": [format_instant(due_ns + at * step_ns) for at in range(count)],
     }
+
+
+def timeline_bins(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:
+    """Of one-shots alone."""
+    width_ns = parse_duration(body["bin"])
+    from_ns, to_ns = parse_instant(body["from"]), parse_instant(body["to"])
+    bins = [0] * -((from_ns - to_ns) // width_ns)
+    groups: dict[str | None, list[int]] = {}
+    for timer in node._matching(body.get("filter", {})):
+        due_ns = parse_instant(timer["due"])
+        if from_ns <= due_ns < to_ns:
+            at = (due_ns - from_ns) // width_ns
+            bins[at] += 1
+            groups.setdefault(timer["labels"].get(body.get("by")), [0] * len(bins))[at] += 1
+    told = [{"value": v, "total": sum(b), "bins": b} for v, b in groups.items()]
+    reply = body | {"total": sum(bins), "bins": bins}
+    return reply | ({"groups": told} if "by" in body else {})
 
 
 def stream_replay(node: FakeNode, body: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def numbers(result: Any) -> int:
     return isinstance(result, int | float) and not isinstance(result, bool)
 
 
-@pytest.mark.parametrize("name", command.ALL)
+@pytest.mark.parametrize("name", [*command.ALL, "shaping"])
 def test_a_bench_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = importlib.import_module(f"bench.{name}").run(True)
     assert numbers(result) >= 3

@@ -67,6 +67,43 @@ def test_a_timers_life(run: Run) -> None:
     assert told(run("history", view["id"], "--json"))["events"][0]["type"].endswith("scheduled.v1")
 
 
+def test_a_key_and_a_spread(run: Run) -> None:
+    run("schedule", "remind", "--in", "30m", "--key", "cart-7", "--on-conflict", "extend",
+        "--spread", "5m:hashed")  # fmt: skip
+    view = told(run("get", "remind", "--json"))
+    assert (view["key"], view["spread"]) == ("cart-7", {"window": "5m", "mode": "hashed"})
+    run("schedule", "b", "--in", "30m", "--spread", "5m")
+    assert told(run("get", "b", "--json"))["spread"]["mode"] == "random"
+    assert "not of the contract" in run("schedule", "b", "--in", "1s", "--spread", "5m:x",
+                                        code=2).stderr  # fmt: skip
+
+
+def test_forecast_and_explain(run: Run) -> None:
+    for minutes in (1, 1, 1, 9, 34):
+        run("schedule", "f", "--in", f"{minutes}m", "--label", f"of={minutes % 2}")
+    shown = run("forecast", "--to", "2h", "--bin", "10m", "--by", "of").stdout.splitlines()
+    assert [line.split()[1:] for line in shown[:6]] == [
+        ["FIRES"],
+        ["4", "█" * 49],
+        ["0"],
+        ["0"],
+        ["1", "█" * 12 + "▎"],
+        ["0", "8", "times", "10m"],
+    ]
+    assert shown[-1] == "5 fires, at most 4 in 10m"
+    assert [line.split()[:2] for line in shown[6:9]] == [["OF", "FIRES"], ["1", "4"], ["0", "1"]]
+    told_bins = told(run("forecast", "--bin", "10m", "--json"))
+    assert (told_bins["total"], told_bins["bins"][0]) == (5, 4)
+    assert run("forecast", "--to", "2m", "--label", "of=9").stdout.endswith("\n0 fires\n")
+    id = told(run("schedule", "why", "--in", "4m", "--json"))["id"]
+    run("pause", "why")
+    lines = run("explain", "why").stdout.splitlines()
+    assert lines[0] == f"why  {id}  after 4m"
+    assert [line.split("  ")[-1].split(",")[0] for line in lines[2:4]] == ["made", "paused"]
+    assert lines[-1].endswith(f"are left; let it go on with: minoots resume {id}")
+    assert told(run("explain", id, "--json"))["id"] == id
+
+
 def test_when(run: Run, node: FakeNode) -> None:
     run("schedule", "a", "--at", "2030-01-02 09:00", "--tz", "Europe/Berlin")
     assert told(run("get", "a", "--json"))["due"] == "2030-01-02T08:00:00.000000000Z"
@@ -199,6 +236,31 @@ def test_cancelling_by_filter_says_how_many_first(run: Run, node: FakeNode) -> N
     assert run("cancel", "--name-prefix", "a", "--yes").stdout == "cancelled 2 timers\n"
     assert told(run("cancel", "--all", "--yes", "--json")) == {"count": 1}
     assert run("cancel", "--all").stderr == "no timer matches\n"
+
+
+def test_many_at_once(run: Run) -> None:
+    for name in ("a1", "a2", "b"):
+        run("schedule", name, "--in", "1h", "--label", f"of={name[0]}")
+    shown = run("pause", "--label", "of=a", "--dry-run").stdout.splitlines()
+    assert shown[0] == "2 timers match; nothing is paused"
+    assert [line.split()[1] for line in shown[1:]] == ["NAME", "a1", "a2"]
+    assert told(run("list", "--state", "paused", "--json"))["items"] == []
+    assert run("pause", "--label", "of=a", "--yes").stdout == "paused 2 timers\n"
+    assert run("resume", "--all", "--yes").stdout == "resumed 2 timers\n"
+    assert run("shift", "b", "a1", "--by", "-10m").stdout == "shifted 2 timers\n"
+    assert "due  " in run("get", "b").stdout
+    assert "in 50m" in run("get", "b").stdout
+    assert run("shift", "--all", "--by", "1d", code=2).stderr.count("3 timers match; add --yes")
+    result = run("relabel", "--all", "--yes", "--set", "x=y", "--remove", "of")
+    assert (result.stdout, result.stderr) == (
+        "relabelled 3 timers\n",
+        "1 stay as they are: a limit forbids it\n",
+    )
+    assert told(run("get", "b", "--json"))["labels"] == {"x": "y"}
+    dry = told(run("cancel", "--all", "--dry-run", "--json"))
+    assert (dry["count"], len(dry["sample"])) == (3, 3)
+    assert "goes with a filter" in run("pause", "b", "--dry-run", code=2).stderr
+    assert "relabel takes set or remove" in run("relabel", "--all", "--yes", code=2).stderr
 
 
 def test_several_timers_at_once(run: Run, node: FakeNode) -> None:

@@ -161,21 +161,21 @@ def test_ask_goes_through_the_ages(
 
 def test_both_clients_order_and_report(node: FakeNode, orders: Orders) -> None:
     with Client(node.doors["control"]) as client:
-        assert client.overdue(older_than=60)["count_at_start"] == 12
-        assert client.overdue_fire({"name_prefix": "a"}, rate=2, idem="k") == 4
-        assert client.overdue_skip(older_than="2h", dry_run=True) == 4
+        assert client.overdue.report(older_than=60)["count_at_start"] == 12
+        assert client.overdue.fire({"name_prefix": "a"}, rate=2, idem="k") == 4
+        assert client.overdue.skip(older_than="2h", dry_run=True) == 4
         with pytest.raises(TypeError):
-            client.overdue_skip(soon=True)
+            client.overdue.skip(soon=True)
         node.verbs["overdue_fire"] = _refuse
         with pytest.raises(Refused):
-            client.overdue_fire()
+            client.overdue.fire()
 
     async def talk() -> None:
         async with AsyncClient(node.doors["control"]) as aio:
-            assert (await aio.overdue({"labels": {"a": "b"}}, sample=1))["held"]
-            assert await aio.overdue_skip(rate=1.5) == 4
+            assert (await aio.overdue.report({"labels": {"a": "b"}}, sample=1))["held"]
+            assert await aio.overdue.skip(rate=1.5) == 4
             node.verbs["overdue_fire"] = orders._order("fire")
-            assert await aio.overdue_fire(older_than="1h") == 4
+            assert await aio.overdue.fire(older_than="1h") == 4
 
     asyncio.run(talk())
     assert orders.asked == [

@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
-from edgenode import config, definitions, encode, lead, metrics, misfire
+from edgenode import config, definitions, encode, lead, metrics, misfire, occupancy, spreading
 from edgenode.consumers import dead, deliver, plan
 from edgenode.doors import zeromq
 from edgenode.node import FREE_OPS, OPS
@@ -37,9 +38,7 @@ E2E = ROOT / "tests/e2e"
 CONFIG_TABLE = re.compile(r"(?<=<!-- config:begin -->\n).*?(?=<!-- config:end -->)", re.DOTALL)
 CONSTANTS: tuple[ModuleType, ...] = (frames, bodies, definition, times, definitions, misfire)
 CONSTANTS += (zeromq, look, config, record, lead, metrics, plan, deliver, dead, consume, overdue)
-
-
-# ------------------------------------------------------------------------------ reading a page
+CONSTANTS += (occupancy, spreading)
 
 
 class Block(NamedTuple):

@@ -16,6 +16,7 @@ from minoots import arguments
 from minoots.connect import Doors, default_data_dir, doors_of, locator
 from minoots.event import Stamp, read_event
 from minoots.watch import interest_of, start_of
+from minoots.wire import bodies
 from minoots.wire.bodies import Cursor, ReplayFrom, TimerFilter
 from minoots.wire.definition import After, At, Every
 from minoots.wire.problems import ProtocolError, Unreachable
@@ -129,11 +130,13 @@ def test_filters_and_what_would_cancel_everything() -> None:
     with pytest.raises(ValueError, match="not of the contract"):
         arguments.timer_filter({"colour": "red"})
     with pytest.raises(ValueError, match="filter is empty"):
-        arguments.many({}, None)
+        arguments.many("cancel", {}, None)
     with pytest.raises(ValueError, match="either a filter or ids"):
-        arguments.many(None, None)
-    assert arguments.many({"name_prefix": ""}, None) == (TimerFilter(), None)
-    assert arguments.many(None, ["tmr_1"]) == (None, ["tmr_1"])
+        arguments.many("cancel", None, None)
+    op = "timer.cancel_many"
+    every = bodies.ChangeMany(filter=TimerFilter())
+    assert arguments.many("cancel", {"name_prefix": ""}, None) == (op, every)
+    assert arguments.many("cancel", None, ["tmr_1"]) == (op, bodies.ChangeMany(ids=["tmr_1"]))
 
 
 def test_chunks() -> None:
@@ -244,3 +247,27 @@ def test_events_about_the_node_keep_their_own_data() -> None:
         read_event(b"{}")
     with pytest.raises(ProtocolError):
         Stamp.read(b"short")
+
+
+def test_many_says_what_goes_with_which_verb() -> None:
+    op, body = arguments.many("shift", {"name_prefix": "a"}, None, by=timedelta(minutes=-10))
+    assert (op, body) == (
+        "timer.shift_many",
+        bodies.ShiftMany(by="-10m", filter=bodies.TimerFilter(name_prefix="a")),
+    )
+    assert arguments.many("shift", None, ["x"], by=90)[1].by == "1m30s"  # type: ignore[union-attr]
+    assert arguments.many("pause", None, ["x"], dry_run=True) == (
+        "timer.pause_many",
+        bodies.ChangeMany(ids=["x"], dry_run=True),
+    )
+    for verb, which, ids, more, fault in [
+        ("stop", None, [], {}, "verb is 'stop'"),
+        ("pause", None, None, {}, "either a filter or ids"),
+        ("pause", {}, None, {}, "filter is empty"),
+        ("pause", None, [], {"by": 1}, "shift takes by"),
+        ("shift", None, [], {}, "shift takes by"),
+        ("shift", None, [], {"by": "--1h"}, "duration is '-1h'"),
+        ("relabel", None, [], {}, "relabel takes set or remove"),
+    ]:
+        with pytest.raises(ValueError, match=fault):
+            arguments.many(verb, which, ids, **more)

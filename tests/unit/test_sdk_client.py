@@ -111,6 +111,7 @@ def test_lists_are_read_page_by_page(client: Client) -> None:
     assert [event.seq for event in client.replay(name="t2")] == [3]
     with pytest.raises(ValueError, match="a replay begins earlier"):
         next(client.replay(since="now"))
+    assert client.change_many("pause", {"name_prefix": "t"}, dry_run=True).count == 7
     assert client.cancel_many({"name_prefix": "t"}) == 7
 
 
@@ -272,6 +273,8 @@ def test_async_requests_go_at_the_same_time(node: FakeNode) -> None:
         assert len([event async for event in client.replay(page_size=20)]) == 51
         snapshot = await client.snapshot(page_size=20)
         assert len([view async for view in snapshot.timers]) == 49
+        found = await client.change_many("shift", {"name_prefix": "t1"}, by="1h")
+        assert (found.count, found.sample) == (11, [])
         assert await client.cancel_many({"name_prefix": "t1"}) == 11
         assert len(await client.next(every="1m", count=4)) == 4
         assert (await client.time_sync(2)).samples == 2

@@ -12,6 +12,7 @@ from edgenode.config import Config, LimitsSection, LogSection
 from edgenode.ledger import Ledger
 from edgenode.principal import LOCAL, Principal
 from edgenode.virtual import VirtualNode
+from engine.clock import Now
 
 HEADER = b'{"op":"timer.schedule"}'
 NAMED = {"name": "tea", "labels": {"b": "2", "a": "1"}, "payload": {"k": [1, 2.5, None]}}
@@ -172,3 +173,13 @@ def test_headers_that_say_more_than_the_op_are_none_of_these() -> None:
     Pair()
     assert HEADER in call.singles
     assert all(json.loads(raw) == {"op": call.SINGLE} for raw in call.singles)
+
+
+def test_headers_that_nobody_repeats_do_not_keep_the_usual_ones_out() -> None:
+    now = Now(0, 0, 0)
+    for k in range(3 * call.USUAL_MAX):
+        call.read(0, (b"p", b"MZP1", b"Q", b"1", b'{"op":"odd-%d"}' % k, b"{}"), LOCAL, now)
+    usual = b'{"op": "timer.schedule"}'
+    call.read(0, (b"p", b"MZP1", b"Q", b"1", usual, b"{}"), LOCAL, now)
+    assert usual in call.singles
+    assert len(call._usual) <= call.USUAL_MAX

@@ -1,0 +1,30 @@
+"""A turn that is closed: what is to be committed, and what may leave once that is durable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from edgenode.call import Answer
+from engine.store import Batch
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A closed turn: what to commit (None: nothing), and what may leave once that is durable.
+
+    opened_ns, fires_since_ns: when its first request and its first fire were decided; 0: none was.
+    """
+
+    batch: Batch | None
+    answers: list[Answer]
+    opened_ns: int
+    fires_since_ns: int
+
+
+class UnderWay(NamedTuple):
+    """A turn that was submitted, or that waits for the one before it."""
+
+    commit: int
+    outcome: Outcome
+    submitted_ns: int
