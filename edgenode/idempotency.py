@@ -89,5 +89,6 @@ def remember(ledger: Ledger, call: Call, first_seq: int, reply: bytes) -> None:
         reply = create.keep_of_one(reply)
     elif call.header.op == "timer.schedule_many":
         reply = create.keep_of_many(reply)
-    note = Note(key_of(call), body_hash(call), ledger.now.utc_ns, first_seq, count, reply)
+    # By the scale that nobody steps: UTC set a day ahead would have every key forgotten at once.
+    note = Note(key_of(call), body_hash(call), ledger.now.steady_ns, first_seq, count, reply)
     ledger.remember(note)

@@ -307,7 +307,7 @@ class Ledger:
             self.live_count -= 1
             key = key_of(timer.blob)
             if key is not None:  # its note need be kept no longer than any
-                self.remember(_key_note(self.key_hash(key), image.id, self.now.utc_ns))
+                self.remember(_key_note(self.key_hash(key), image.id, self.now.steady_ns))
         return Timer(image, timer.blob if flags & FLAG_SLIM else blob)
 
     def tell(self, kind: Kind, data: bytes) -> None:
@@ -360,7 +360,7 @@ class Ledger:
         if data is None:
             return None
         note = unpack_note(data)
-        fresh = note.at_ns > self.now.utc_ns - self.config.log.idem_keep
+        fresh = note.at_ns > self.now.steady_ns - self.config.log.idem_keep
         return note if fresh else None
 
     # ------------------------------------------------------------------------------- keys

@@ -395,7 +395,8 @@ class Loop:
         needed = ledger.consumers.floor
         if needed is not None:
             below = min(below, needed + 1)
-        ledger.trim_below = max(tables.expire(below, now.utc_ns - keep.idem_keep), 0)
+        notes_before_ns = now.steady_ns - keep.idem_keep
+        ledger.trim_below = max(tables.expire(below, notes_before_ns), 0)
         self._check_room()
 
     def _check_room(self) -> None:

@@ -136,7 +136,9 @@ class Blob(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What an idempotency key did: `events_count` events from `first_seq`; the reply if kept."""
+    """What an idempotency key did: `events_count` events from `first_seq`; the reply if kept.
+
+    at_ns: on the steady scale."""
 
     key: bytes
     body_hash: bytes

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.sim.driver import Driver
+from tests.sim.driver import SECOND, Driver
 
 AFTER = {"kind": "after", "duration": "1h"}
 
@@ -180,6 +180,17 @@ def test_a_key_is_remembered_for_a_day(node: Driver) -> None:
     again = node.refused("timer.schedule", definition(name="other"), idem="k")
     assert again["code"] == "idempotency_key_reused"
     node.pass_(500)
+    assert node.ask("timer.schedule", definition(), idem="k")["id"] != first["id"]
+
+
+@pytest.mark.parametrize("by_s", [40 * 86_400, -40 * 86_400])
+def test_a_key_outlives_a_clock_that_is_set(node: Driver, by_s: int) -> None:
+    first = node.ask("timer.schedule", definition(), idem="k")
+    node.node.step_utc(by_s * SECOND)
+    node.ask("time.accept")
+    node.pass_(80_000)  # the tables hold the note, and have been asked to forget old ones
+    assert node.ask("timer.schedule", definition(), idem="k") == {**first, "replayed": True}
+    node.pass_(7_000)
     assert node.ask("timer.schedule", definition(), idem="k")["id"] != first["id"]
 
 
