@@ -6,7 +6,7 @@ PYX := $(shell find engine edgenode bench tests -name '*.py[x]' -o -name '*.pxd'
 BUILT := build/.built
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test run bench bench-micro test-debug clean
+.PHONY: help build check test run bench bench-micro test-debug sim clean
 
 help:
 	@echo 'make run    build, then a ten-second demonstration of a whole node'
@@ -48,6 +48,9 @@ test-debug: build
 	cp -r docs README.md build/debug/lib/
 	find tests -name '*.py' -exec cp --parents {} build/debug/lib/ ';'
 	cd build/debug/lib && PYTHONPATH=. ../../../$(BIN)/python -m pytest -c ../../../pyproject.toml --rootdir . tests/unit tests/model tests/sim --deselect tests/unit/test_bench.py
+
+sim: build
+	$(BIN)/python -m tests.sim.run --seeds $(or $(SEEDS),20)
 
 bench: build
 	$(BIN)/minoots bench all
