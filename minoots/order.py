@@ -235,7 +235,7 @@ class WatchCore:
         topic = frames[0].decode("utf-8", "replace")
         try:
             if topic.endswith(_BEAT):
-                self._take_beat(_heartbeat.decode(frames[2]))
+                self._take_beat(_read_beat(frames[2]))
             else:
                 self._take_live(topic, Stamp.read(frames[1]), frames[2])
         except (msgspec.MsgspecError, ProtocolError):
@@ -423,6 +423,16 @@ class WatchCore:
             self._floor = floor
         if self._seen:
             self._seen = {seq for seq in self._seen if seq > self._floor}
+
+
+def _read_beat(body: bytes) -> Heartbeat:
+    """A heartbeat whose `now` is an instant. Raises MsgspecError, ProtocolError."""
+    beat = _heartbeat.decode(body)
+    try:
+        _from_instant(beat.now)
+    except (ValueError, OverflowError) as error:
+        raise ProtocolError(f"now of a heartbeat cannot be read: {error}") from None
+    return beat
 
 
 def _from_instant(now: str | int) -> ReplayFrom:

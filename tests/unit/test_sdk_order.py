@@ -386,6 +386,8 @@ def test_a_cursor_of_another_epoch_and_a_log_that_is_too_short_are_told() -> Non
         [],
         [b"t/default/e/x/n/i", b"short", b"{}"],
         [b"t/default/~/hb", bytes(32), b"{"],
+        [b"t/default/~/hb", bytes(32), b'{"epoch":1,"boot":"b","floor":9,"total":9,"now":"noon"}'],
+        [b"t/default/~/hb", bytes(32), b'{"epoch":1,"boot":"b","floor":9,"total":9,"now":1e18}'],
         [b"\xff", bytes(32), b"null"],
         [b"t/default/e/x/n/i", bytes(32), b'{"sequence":"x"}'],
     ],
@@ -394,6 +396,9 @@ def test_frames_of_nothing_known_are_dropped(frames: list[bytes]) -> None:
     _, watcher = live()
     watcher.hear(frames)
     assert watcher.shown == []
+    newcomer = WatchCore(Interest(), None)
+    newcomer.heard(frames)
+    assert not newcomer.live
 
 
 def test_interest_sifts_by_name_prefix_and_labels() -> None:
