@@ -238,6 +238,10 @@ def pack_blob(
 
 def unpack_blob(blob: bytes) -> Blob:
     """Decode a definition. Raises StoreCorrupt when its lengths do not add up."""
+    if len(blob) < BLOB_HEAD.size:
+        raise StoreCorrupt(
+            f"a definition is {len(blob)} bytes; its head alone has {BLOB_HEAD.size}"
+        )
     lengths = BLOB_HEAD.unpack_from(blob)
     at = BLOB_HEAD.size
     parts = []

@@ -106,6 +106,8 @@ def test_a_definition_comes_back_in_parts() -> None:
     assert record.unpack_blob(BLOB) == (b"rule", b"name", b"{}", b"plan", b"load", b"rest")
     with pytest.raises(StoreCorrupt, match="holds parts of"):
         record.unpack_blob(BLOB + b"!")
+    with pytest.raises(StoreCorrupt, match="a definition is 19 bytes; its head alone has 20"):
+        record.unpack_blob(BLOB[:19])
 
 
 def test_names_hash_by_tenant_and_never_to_nothing() -> None:
