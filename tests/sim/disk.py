@@ -81,10 +81,14 @@ class SimLog(MemoryLog):
         super()._commit(batch)
         self.world.tell("commit", self._durable, batch.chain)
 
+    def halt(self) -> None:
+        """The process is gone: what is under way stays as it is until somebody opens it."""
+        self._life += 1
+
     def reopen(self) -> None:
         """After a crash or a failure: what had not become durable landed, or not, from its start
         on."""
-        self._life += 1
+        self.halt()
         if self._failed is not None:
             self._failed = None
             self._under_way.extend(self._doubtful)
@@ -176,8 +180,12 @@ class SimTables(MemoryTables):
         self._expired_ns = self.world.now
         return super().expire(trim_below, notes_before_ns)
 
+    def halt(self) -> None:
+        """The process is gone, and the slice under way with it."""
+        self._life += 1
+
     def reopen(self) -> None:
         """After a crash or a failure: what was sliced is there."""
-        self._life += 1
+        self.halt()
         self._slice_at, self._broken = -1, None
         self.crash()

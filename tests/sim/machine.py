@@ -187,6 +187,8 @@ class Machine:
         self.passes += doors.passes
         self.up_ns += world.now - began_ns
         self.net.break_all()
+        self.log.halt()
+        self.tables.halt()
         world.source = self.doors = self.serving = self.loop = None
 
     def _sleeper(self, serving: Serving, store: Store | None) -> _Sleeper:

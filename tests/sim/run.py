@@ -31,7 +31,7 @@ PASSES_IDLE_MAX = 20_000  # of a node that has nothing to do, in QUIET_NS
 QUIET_NS = 10 * MINUTE
 PATIENCE_NS = HOUR  # by which everything asked must have been answered
 HOLD_ABOVE_NS = HOUR
-HORIZON_STEPS_MAX = 12_000  # in the idle stretch
+HORIZON_STEPS_MAX = 30_000  # in the idle stretch
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Size(NamedTuple):
     """How large a run may become. years: of idling; incidents: how many make the chaos; only: of
     these kinds alone."""
 
-    years: float = 5.0
+    years: float = 8.0
     incidents: int = 20
     only: tuple[str, ...] = ()
 
@@ -103,8 +103,10 @@ class Run:
     def _draw_features(self) -> Features:
         draw, size = self.world.random, self.size
         stepped = draw.random() < 0.4
-        horizon_ns = draw.choice((30 * SECOND, 5 * MINUTE, HOUR, DAY))
+        horizon_ns = draw.choice((30 * SECOND, 5 * MINUTE, HOUR, DAY, DAY, DAY))
         most_ns = horizon_ns // 10 * HORIZON_STEPS_MAX
+        if self.plant:  # what nobody knows of may go on all the while
+            most_ns = MINUTE
         return Features(
             stepped=stepped,
             referred=stepped and draw.random() < 0.4,
@@ -403,7 +405,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="the first; by default drawn")
     parser.add_argument("--plant", choices=PLANTS, help="run one seed with this bug")
-    parser.add_argument("--years", type=float, default=5.0, help="idle stretch of a run, at most")
+    parser.add_argument("--years", type=float, default=8.0, help="idle stretch of a run, at most")
     parser.add_argument("--incidents", type=int, default=20, help="of its chaos, at most")
     asked = parser.parse_args()
     size = Size(asked.years, asked.incidents)

@@ -45,7 +45,7 @@ def test_a_seed_is_the_same_run_in_another_process() -> None:
 def test_a_planted_bug_is_found(plant: str) -> None:
     words = {
         "forget": ("LOST", "GHOST", "ORDER"),
-        "tear": ("DUPLICATE", "GHOST"),
+        "tear": ("DUPLICATE", "GHOST", "QUIET"),
         "early": ("EARLY",),
     }
     found = plant_one(1, plant)

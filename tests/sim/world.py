@@ -18,6 +18,7 @@ from engine.clock import VirtualClock
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 MINUTE, HOUR, DAY = 60 * SECOND, 3_600 * SECOND, 86_400 * SECOND
 YEAR = 365 * DAY
+HAPPENS_MAX = 2_000_000  # in one run: some 60,000 do
 START_NS = 1_800_000_000_000_000_000  # UTC at the beginning
 
 
@@ -56,6 +57,7 @@ class World:
     def tell(self, *facts: object) -> None:
         """Write into the trace."""
         self.happened += 1
+        assert self.happened < HAPPENS_MAX, f"QUIET {HAPPENS_MAX} things have happened, and no end"
         self._trace.update(repr((self.now, *facts)).encode())
 
     @property
