@@ -24,7 +24,7 @@ from minoots.event import Event
 from minoots.order import Ask, Interest, Listen, WatchCore
 from minoots.requests import Call, Patience, Request, idem_key, read_reply
 from minoots.wire.bodies import ReplayFrom
-from minoots.wire.problems import MinootsError, Refused, Unreachable
+from minoots.wire.problems import MinootsError, OutOfRetention, Refused, Unreachable
 from minoots.wire.times import format_instant
 from tests.sim.judge import Book
 from tests.sim.net import Feed, Net, Peer
@@ -334,7 +334,8 @@ class Watcher:
             try:
                 self.core.failed(error, self.caller.now_s)
             except MinootsError as fatal:
-                self._broken = f"LOST {self.name} gave up: {fatal}"
+                if not (self._book.trims and isinstance(fatal, OutOfRetention)):
+                    self._broken = f"LOST {self.name} gave up: {fatal}"
                 self._awake = False
         waiting, self._waiting = self._waiting, []
         for frames in waiting:
@@ -343,10 +344,13 @@ class Watcher:
 
 
 class Auditor:
-    """Reads the log by the contract, again and again, each time a little of what it has read."""
+    """Reads the log by the contract, again and again, each time a little of what it has read.
 
-    def __init__(self, world: World, net: Net, book: Book) -> None:
-        self.world, self.book = world, book
+    oldest: the first event that the log keeps, which only a simulation can ask.
+    """
+
+    def __init__(self, world: World, net: Net, book: Book, oldest: Callable[[], int]) -> None:
+        self.world, self.book, self._oldest = world, book, oldest
         self.caller = Caller(world, net, "auditor")
         self._awake = self._asking = False
         self.complete = False
@@ -391,7 +395,9 @@ class Auditor:
         try:
             page = call.result()
         except MinootsError as error:
-            if not _comes_again(error):
+            if isinstance(error, OutOfRetention) and self.book.trims:
+                from_seq = self._oldest() - 1
+            elif not _comes_again(error):
                 raise
             self.world.after(AGAIN_NS, lambda: self.read(from_seq))
             return

@@ -48,6 +48,7 @@ class SimLog(MemoryLog):
         self.world, self.weather, self._wake = world, weather, wake
         self.forgets = self.tears = False
         self.lost_commits = 0
+        self.history: dict[int, bytes] = {}  # all that ever was durable, trimmed or not
         self._doubtful: list[Batch] = []  # failed, and perhaps on disk
         self._life = 0
         self._checked = CHAIN_START
@@ -79,6 +80,7 @@ class SimLog(MemoryLog):
         assert chain == batch.chain, f"CHAIN commit {self._durable + 1} does not follow"
         self._checked = chain
         super()._commit(batch)
+        self.history.update(enumerate(batch.events, batch.first_seq))
         self.world.tell("commit", self._durable, batch.chain)
 
     def halt(self) -> None:

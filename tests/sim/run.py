@@ -47,6 +47,7 @@ class Features:
     horizon_ns: int
     sick: bool  # the disk
     rough: bool  # the network
+    trims: bool  # the log keeps two minutes
 
 
 @dataclass(slots=True)
@@ -86,10 +87,11 @@ class Run:
         self.weather = Weather()
         config = Config(
             engine=EngineSection(horizon=has.horizon_ns),
-            log=LogSection(retention=3_650 * DAY),
+            log=LogSection(retention=2 * MINUTE if has.trims else 3_650 * DAY),
             clock=ClockSection(hold_above=HOLD_ABOVE_NS),
         )
-        self.book = Book(world, stepped=has.stepped or has.referred, plain=has.plain)
+        stepped = has.stepped or has.referred
+        self.book = Book(world, stepped=stepped, plain=has.plain, trims=has.trims)
         self.machine = Machine(
             world, config, self.net, self.weather, self._left, referred=has.referred
         )
@@ -117,6 +119,7 @@ class Run:
             horizon_ns=horizon_ns,
             sick=draw.random() < 0.6,
             rough=draw.random() < 0.8,
+            trims=draw.random() < 0.3,
         )  # fmt: skip
 
     def _clients(self) -> None:
@@ -128,7 +131,9 @@ class Run:
             Watcher(world, net, book, "all"),
             Watcher(world, net, book, "fires", types=("timer.expired",)),
         ]
-        self.auditor, self.operator = Auditor(world, net, book), Operator(world, net)
+        log = self.machine.log
+        self.auditor = Auditor(world, net, book, lambda: log.state().first_seq)
+        self.operator = Operator(world, net)
         self.clients = [*self.workers, *self.watchers, self.auditor, self.operator]
 
     def _left(self, topic: bytes, stamp: bytes, body: bytes) -> None:
@@ -152,6 +157,8 @@ class Run:
 
         self.world.after(0, go_on)
         self.machine.run()
+        if self.has.trims:
+            self.book.fill(self.machine.log.history)
         faults = self.book.faults()
         for watcher in self.watchers:
             shown = {event.seq for event in watcher.shown}
@@ -164,6 +171,7 @@ class Run:
             "events": len(self.book.events),
             "lives": self.machine.lives,
             "lost messages": self.net.lost,
+            "trimmed events": self.machine.log.state().first_seq - 1,
             **self._befell,
         }
         trace = self.world.trace
