@@ -79,7 +79,7 @@ def keep_progress(ledger: Ledger, call: Call, progress: Progress) -> None:
     goes on from there."""
     if call.key:
         reply = UNDER_WAY + _progress.pack(*progress)
-        ledger.remember(Note(call.key, body_hash(call), ledger.now.utc_ns, 0, 0, reply))
+        ledger.remember(Note(call.key, body_hash(call), ledger.now.steady_ns, 0, 0, reply))
 
 
 def remember(ledger: Ledger, call: Call, first_seq: int, reply: bytes) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from edgenode.config import Config, EngineSection
+from edgenode.virtual import VirtualNode
 from tests.sim.driver import SECOND, Driver, fires
 
 AT = "2027-01-15T08:"  # the virtual node starts at 08:00:00
@@ -238,3 +240,21 @@ def test_after_a_restart_what_is_armed_is_on_the_wheel_and_not_in_its_heap_for_f
     driver.node.restart()
     wheel = driver.node._loop.recovered.ledger.hot.wheel.stats()
     assert (wheel["live"], wheel["far"]) == (100, 0)
+
+
+def test_what_the_tables_take_over_while_a_stretch_is_read_is_armed() -> None:
+    """A stretch is read page by page: what was not in the tables at its first page is in the hot set
+    at its last, though the tables have caught up with it in between."""
+    config = Config(engine=EngineSection(horizon=10 * SECOND))
+    driver = Driver()
+    driver.node = node = VirtualNode(config=config)
+    driver.after("10500ms", "beyond")
+    node.clock.advance(2 * SECOND)
+    loop = node._loop
+    loop.step()
+    assert loop.recovered.horizon.is_opening
+    node.tables.follow(loop.recovered.ledger.settled_seq, loop.settled_commit, now=True)
+    loop.step()
+    loop.step()
+    assert not loop.recovered.horizon.is_opening
+    assert driver.pass_(10) == [("beyond", 1, 10.5)]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.sim.driver import SECOND, Driver
 
+EXPIRED = "io.minoots.timer.expired.v1"
 AFTER = {"kind": "after", "duration": "1h"}
 
 
@@ -269,6 +270,17 @@ def test_snapshot_says_where_replay_goes_on(node: Driver) -> None:
     node.after("1h", "b")
     page = node.ask("stream.replay", {"from": shot["as_of"]})
     assert [e["data"]["name"] for e in page["events"]] == ["b"]
+
+
+def test_a_snapshot_never_lies_ahead_of_what_has_left(node: Driver) -> None:
+    node.after("10s", "committed ahead")
+    node.after("1h", "stays")
+    assert node.pass_(9.9985) == []
+    snapshot = node.ask("stream.snapshot", {})
+    assert [item["name"] for item in snapshot["items"]] == ["stays"]
+    assert node.pass_(1) == [("committed ahead", 1, 10.0)]
+    behind = node.ask("stream.replay", {"from": snapshot["as_of"]})["events"]
+    assert [e["data"]["name"] for e in behind if e["type"] == EXPIRED] == ["committed ahead"]
 
 
 def test_history_is_the_whole_life(node: Driver) -> None:
