@@ -22,7 +22,7 @@ def test_chaos_and_then_calm(seed: int) -> None:
     assert verdict.counts["lives"] > 1
 
 
-@pytest.mark.parametrize("seed", (11, 17, 18))
+@pytest.mark.parametrize("seed", [11, 17, 18])
 def test_a_sick_disk(seed: int) -> None:
     """Commits fail over and over beneath a process that lives on."""
     verdict = judge(seed, size=Size(0.0, 8, ("disk",)))

@@ -243,8 +243,8 @@ def test_after_a_restart_what_is_armed_is_on_the_wheel_and_not_in_its_heap_for_f
 
 
 def test_what_the_tables_take_over_while_a_stretch_is_read_is_armed() -> None:
-    """A stretch is read page by page: what was not in the tables at its first page is in the hot set
-    at its last, though the tables have caught up with it in between."""
+    """A stretch is read page by page. What was not in the tables at its first page is in the hot
+    set at its last, though the tables have caught up with it in between."""
     config = Config(engine=EngineSection(horizon=10 * SECOND))
     driver = Driver()
     driver.node = node = VirtualNode(config=config)
