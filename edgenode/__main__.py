@@ -6,6 +6,7 @@ The one place that may import everything; heavy imports wait until a verb needs 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -68,6 +69,8 @@ def run_command(
     loaded = _load_config(config, {key: text for key, text in given.items() if text is not None})
     assert isinstance(loaded, Config)
     setup(json=as_json, level=log_level)
+    if sys.stderr is not None:
+        faulthandler.enable()  # a file cut short beneath us ends the process: SIGBUS is to say so
     try:
         serve(loaded, data_dir(data))
     except (EngineError, DoorError, OSError) as error:

@@ -14,7 +14,6 @@ It must never read more of the log than `follow` said is durable, and never forg
 whose last event the log still holds. Like the log's, it stops for good at an error.
 """
 
-import signal
 import threading
 
 cimport cython
@@ -82,6 +81,7 @@ from engine._threads cimport close as close_fd
 
 from engine.errors import StoreCorrupt, StoreFailed, StoreTooNew
 from engine.store import Applied
+from engine.threads import block_signals
 
 FORMAT_VERSION = 1
 
@@ -221,7 +221,7 @@ cdef class Follower:
 
     def _run(self) -> None:
         # Signals are for the thread that can act on them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        block_signals()
         with nogil:
             self.fold_on()
 

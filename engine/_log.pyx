@@ -16,7 +16,6 @@ and whoever wants to go on closes the log and opens it anew: what is on disk the
 # If you change a layout here, raise FORMAT_VERSION, keep the old reader, add a fixture.
 """
 
-import signal
 import struct
 import threading
 
@@ -76,6 +75,7 @@ from engine._threads cimport close as close_fd
 
 from engine.errors import StoreCorrupt
 from engine.store import Commit, LogState
+from engine.threads import block_signals
 
 FORMAT_VERSION = 1
 
@@ -199,7 +199,7 @@ cdef class LmdbLog:
 
     def _run(self) -> None:
         # Signals are for the thread that can act on them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        block_signals()
         with nogil:
             self.write_on()
 

@@ -27,7 +27,6 @@ The wheel is not its own: docs/decisions/0005-pulse.md says why.
 
 import errno as errors
 import os
-import signal
 import threading
 
 cimport cython
@@ -58,6 +57,7 @@ from engine._threads cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd, eventfd_read, e
 from engine._threads cimport close as close_fd
 
 from engine.errors import RealtimeRefused
+from engine.threads import block_signals
 
 cdef enum:
     SPARE = 1              # a slot that is kept for commands
@@ -307,7 +307,7 @@ cdef class Pulse:
 
     def _run(self) -> None:
         # Signals are for the thread that can act on them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        block_signals()
         with nogil:
             self.prepare()
             self.run()

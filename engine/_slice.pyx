@@ -263,8 +263,10 @@ cdef int by_id_and_seq(const void* a, const void* b) noexcept nogil:
 
 cdef void slice_sort(Slice* piece) noexcept nogil:
     """By (timer, seq), and the notes by (key, order): so each page of a table is met once."""
-    qsort(piece.entries, piece.entries_count, sizeof(Entry), by_id_and_seq)
-    qsort(piece.notes, piece.notes_count, sizeof(NoteEntry), by_id_and_seq)
+    if piece.entries_count:  # without any there is no memory either, and qsort wants some
+        qsort(piece.entries, piece.entries_count, sizeof(Entry), by_id_and_seq)
+    if piece.notes_count:
+        qsort(piece.notes, piece.notes_count, sizeof(NoteEntry), by_id_and_seq)
 
 
 cdef void slice_clear(Slice* piece) noexcept nogil:

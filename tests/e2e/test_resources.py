@@ -340,10 +340,11 @@ def check_reads_at_quota(raw: Raw, filler: Filler) -> None:
 
 
 @contextmanager
-def failing(node: Node, call: str, error: str) -> Iterator[None]:
-    """Every such system call of the node fails, until the end of the block."""
+def failing(node: Node, call: str, how: str) -> Iterator[None]:
+    """Every such system call of the node fails, until the end of the block. how: what strace is to
+    inject, such as error=EIO, or error=EIO:when=2 for the second of a thread alone."""
     assert node.process is not None
-    command = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", f"inject={call}:error={error}"]
+    command = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", f"inject={call}:{how}"]
     log = node.folder.with_name("strace.log")
     strace = subprocess.Popen(
         [*command, "-o", str(log), "-p", str(node.process.pid)], stderr=subprocess.PIPE
@@ -381,7 +382,7 @@ def test_a_failing_disk(
         filler = Filler(raw)
         assert filler.once() is None
         try:
-            with failing(node, call, error):
+            with failing(node, call, f"error={error}"):
                 problem = filler.fill()
                 assert problem["code"] == code, problem
                 assert until(lambda: (h := raw.ask("health"))["status"] == "read_only" and h)
