@@ -427,11 +427,11 @@ class WatchCore:
 
 def _read_beat(body: bytes) -> Heartbeat:
     """A heartbeat whose `now` is an instant. Raises MsgspecError, ProtocolError."""
-    beat = _heartbeat.decode(body)
     try:
+        beat = _heartbeat.decode(body)
         _from_instant(beat.now)
     except (ValueError, OverflowError) as error:
-        raise ProtocolError(f"now of a heartbeat cannot be read: {error}") from None
+        raise ProtocolError(f"heartbeat cannot be read: {error}") from None
     return beat
 
 

@@ -229,7 +229,7 @@ class Call(Generic[T]):
     def _take_problem(self, body: bytes, now_s: float) -> None:
         try:
             refused = Refused.of(_problem.decode(body))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:  # text that is not UTF-8
             self._end(ProtocolError(f"problem cannot be read: {error}"))
             return
         if refused.code == "deadline_exceeded" and self._stated_deadline:

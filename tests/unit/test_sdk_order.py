@@ -388,6 +388,7 @@ def test_a_cursor_of_another_epoch_and_a_log_that_is_too_short_are_told() -> Non
         [b"t/default/~/hb", bytes(32), b"{"],
         [b"t/default/~/hb", bytes(32), b'{"epoch":1,"boot":"b","floor":9,"total":9,"now":"noon"}'],
         [b"t/default/~/hb", bytes(32), b'{"epoch":1,"boot":"b","floor":9,"total":9,"now":1e18}'],
+        [b"t/default/~/hb", bytes(32), b'{"epoch":1,"boot":"\xe5","floor":9,"total":9,"now":0}'],
         [b"\xff", bytes(32), b"null"],
         [b"t/default/e/x/n/i", bytes(32), b'{"sequence":"x"}'],
     ],

@@ -176,10 +176,11 @@ def test_time_sync_is_asked_once() -> None:
 
 
 @pytest.mark.parametrize("kind", [FINAL, PROBLEM])
-def test_a_body_of_nothing_known_is_a_protocol_error(kind: bytes) -> None:
+@pytest.mark.parametrize("body", [b'{"protocol":1,"code":3}', b'{"version":"\xe5","code":"\xe5"}'])
+def test_a_body_of_nothing_known_is_a_protocol_error(kind: bytes, body: bytes) -> None:
     one = call(verbs.hello())
     one.act(100.0, NOW_NS)
-    one.take(Reply(kind, b"", b'{"protocol":1,"code":3}'), 100.1)
+    one.take(Reply(kind, b"", body), 100.1)
     with pytest.raises(ProtocolError, match="cannot be read"):
         one.result()
 
