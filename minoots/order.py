@@ -262,7 +262,10 @@ class WatchCore:
         """How far this ordinal is from the last one: 1 is the next."""
         kind, ordinal = "", stamp.ordinal
         if self.interest.types:
-            kind, ordinal = topic.split("/", 4)[3], stamp.ordinal_of_type
+            levels = topic.split("/", 4)
+            if len(levels) < 5:
+                raise ProtocolError(f"topic {topic[:80]!r} has no type and no timer")
+            kind, ordinal = levels[3], stamp.ordinal_of_type
         last = self._heard.get(kind, 0)
         self._heard[kind] = max(last, ordinal)
         return ordinal - last

@@ -460,3 +460,10 @@ def test_more_than_can_be_held_makes_a_second_round() -> None:
         watcher.hear(model.wire.pop(0))
     watcher.calm(model)
     assert [event.seq for event in watcher.shown] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_topic_without_a_type_is_dropped() -> None:
+    model, _ = live(1)
+    watcher = WatchCore(Interest(types=("timer.expired",)), None)
+    watcher.heard([b"t/default", Stamp(1, 0, 1, 1).pack(), model.body(1)])
+    assert not watcher.ready
