@@ -247,8 +247,9 @@ cdef int read_parts(Parts* parts, const char* blob, size_t size) except -1:
     return 0
 
 
-_STATES = [_names.STATE_NAMES.get(state, "").encode() for state in range(8)]
-_REASONS = [_names.REASON_NAMES.get(reason, "").encode() for reason in range(16)]
+# By a byte of the image, whatever stands there: one that a later version wrote has no name.
+_STATES = [_names.STATE_NAMES.get(state, "").encode() for state in range(256)]
+_REASONS = [_names.REASON_NAMES.get(reason, "").encode() for reason in range(256)]
 _FIRES = frozenset({_Kind.EXPIRED, _Kind.SKIPPED, _Kind.LATE, _Kind.ESCALATED})
 
 

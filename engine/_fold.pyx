@@ -288,7 +288,7 @@ cdef int put_row(
     memset(head, 0, sizeof(RowHead))
     head.version = RECORD_VERSION
     memcpy(<char*>head + sizeof(RowHead), image, sizeof(Image))
-    memcpy(<char*>head + ROW_IMAGE_END, blob, blob_bytes)
+    memcpy(<char*>head + ROW_IMAGE_END, blob if blob_bytes else <char*>head, blob_bytes)
     head.crc = crc32(ROW_SEED, <char*>head + 4, data.size - 4)
     return 0
 
@@ -383,7 +383,8 @@ cdef int put_due(Fold* fold, Fault* fault) noexcept nogil:
     if rc:
         return unwritable(fault, rc)
     cdef Shape shape = Shape(sizeof(DueKey), DUE_PREFIX, sizeof(Cell), check_due)
-    qsort(fold.due.at, fold.due.count, sizeof(Op), by_key)
+    if fold.due.count:
+        qsort(fold.due.at, fold.due.count, sizeof(Op), by_key)
     for i in range(fold.due.count):
         op = &fold.due.at[i]
         if unwritable(fault, make_room(cursor, &fold.due, i, &shape)):
@@ -415,7 +416,8 @@ cdef int put_names(Fold* fold, Fault* fault) noexcept nogil:
     if rc:
         return unwritable(fault, rc)
     cdef Shape shape = Shape(sizeof(NameKey), NAME_PREFIX, 4, check_name)
-    qsort(fold.names.at, fold.names.count, sizeof(Op), by_key)
+    if fold.names.count:
+        qsort(fold.names.at, fold.names.count, sizeof(Op), by_key)
     for i in range(fold.names.count):
         op = &fold.names.at[i]
         if unwritable(fault, make_room(cursor, &fold.names, i, &shape)):

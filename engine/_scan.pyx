@@ -177,5 +177,6 @@ cdef int gather_due(
             break
         budget -= budget > 0
         rc = lm.cursor_get(cursor, &key, &data, NEXT)
-    qsort(list.at, list.count, sizeof(DueEntry), by_due)
+    if list.count:
+        qsort(list.at, list.count, sizeof(DueEntry), by_due)
     return 0 if rc == NOTFOUND else rc

@@ -143,3 +143,13 @@ def test_bytes_that_do_not_add_up_are_refused(cut: int) -> None:
     data = pack_event(5, Kind.SCHEDULED, 0, 10**18, 4, 0, 1, image, blob)
     with pytest.raises(ValueError, match=r"cut short|no room|holds parts"):
         ENCODER.event(5, data[:cut])
+
+
+@pytest.mark.parametrize("number", [8, 16, 200, 255])
+def test_a_state_of_a_later_version_has_no_name(number: int) -> None:
+    image = Image(bytes(16), 1, 5, 1, 0, 0, 1, 1, 0, number, 0, number)
+    data = pack_event(
+        1, Kind.SCHEDULED, 0, 1, 0, 5, 1, image, pack_blob(*[b""] * 3, b"{}", b"1", b"")
+    )
+    told = orjson.loads(Encoder("n", "default", 1).event(1, data))["data"]
+    assert (told["state"], told["state_reason"]) == ("", "")
