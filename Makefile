@@ -6,13 +6,14 @@ PYX := $(shell find engine edgenode bench tests -name '*.py[x]' -o -name '*.pxd'
 BUILT := build/.built
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test run bench bench-micro test-debug sim clean
+.PHONY: help build check test run bench bench-micro test-debug sim fuzz mutants resources clean
 
 help:
 	@echo 'make run    build, then a ten-second demonstration of a whole node'
 	@echo 'make test   build, then the test suite'
 	@echo 'make check  formatting, lint, types, stubs, tidy'
 	@echo 'make bench  the benchmarks; results into bench/results'
+	@echo 'make sim, fuzz, mutants, resources: proofs that take longer (CONTRIBUTING.md)'
 	@echo 'make build  virtual environment and compiled extensions'
 	@echo 'make clean  remove everything that was built'
 
@@ -51,6 +52,15 @@ test-debug: build
 
 sim: build
 	$(BIN)/python -m tests.sim.run --seeds $(or $(SEEDS),20)
+
+fuzz: build
+	$(BIN)/python -m tests.fuzz.run --seconds $(or $(SECONDS),60)
+
+resources: build
+	MINOOTS_RESOURCES=all MINOOTS_ASKS=1000 $(BIN)/python -m pytest -s tests/e2e/test_syscalls.py tests/e2e/test_company.py tests/e2e/test_resources.py
+
+mutants: build
+	$(BIN)/python -m tests.mutants.run $(MUTANTS)
 
 bench: build
 	$(BIN)/minoots bench all
