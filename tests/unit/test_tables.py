@@ -69,6 +69,7 @@ def test_a_timer_that_lived_inside_one_slice_costs_only_its_done_row(tmp_path: P
 
 def test_a_row_keeps_its_newest_definition(tmp_path: Path) -> None:
     newer = pack_blob(b"rule", b"tea", b"{}", b"", b"newer", b"")
+    older = pack_blob(b"rule", b"tea", b"{}", b"", b"older", b"")
     with opened(tmp_path) as (log, tables, writer):
         writer.create(1)
         writer.write([event(2, Kind.PAUSED, State.PAUSED, timer=1)])
@@ -77,13 +78,14 @@ def test_a_row_keeps_its_newest_definition(tmp_path: Path) -> None:
         assert tables.due(1, 0, EVERYTHING)[:2] == (b"", b"")
         writer.write(
             [
-                event(3, Kind.RESCHEDULED, timer=1, blob=newer),
-                event(4, Kind.EXPIRED, timer=1, due_ns=99, blob=SLIM, flags=FLAG_SLIM),
+                event(3, Kind.RESCHEDULED, timer=1, blob=older),
+                event(4, Kind.RESCHEDULED, timer=1, blob=newer),
+                event(5, Kind.EXPIRED, timer=1, due_ns=99, blob=SLIM, flags=FLAG_SLIM),
             ]
         )
         catch_up(log, tables)
         image, blob = unpack_row(timer_id(1), tables.row(timer_id(1)) or b"")
-        assert (image.seq, image.due_ns, blob) == (4, 99, newer)
+        assert (image.seq, image.due_ns, blob) == (5, 99, newer)
         assert tables.due(1, 0, EVERYTHING)[:2] == (timer_id(1), (99).to_bytes(8, "little"))
 
 
