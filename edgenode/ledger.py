@@ -119,6 +119,8 @@ class Ledger:
     notes_order: deque[tuple[int, bytes]] = field(default_factory=deque)
     notes_left: dict[bytes, int] = field(default_factory=dict)  # key -> its places in the order
     fired: dict[int, int] = field(default_factory=dict)  # receipts that are not durable yet
+    receipts_told: bool = False  # an answer tells of one: it must wait until that is durable
+    proving: bool = False  # the store has failed, and no commit has followed yet
     breathe: Callable[[], None] = lambda: None  # a look at the clock inside a long decision
     accept_clock: Callable[[], None] = lambda: None  # believe UTC as it is
     ids: IdMaker = field(default_factory=IdMaker)
@@ -336,6 +338,15 @@ class Ledger:
         self.receipts += b"".join(packed)
         return over
 
+    def fired_ns(self, seq: int) -> int | None:
+        """When an expired event left, if its receipt is not durable yet; None for the others.
+
+        Who tells it waits for that commit: after a crash the event leaves again, at another time.
+        """
+        fired_ns = None if self.proving else self.fired.get(seq)
+        self.receipts_told |= fired_ns is not None
+        return fired_ns
+
     def expect_receipt(self, seq: int, awaited: Awaited) -> None:
         """An expired event was written (or found at start) that has yet to leave."""
         if not self.fires_since_ns:
@@ -411,7 +422,8 @@ class Ledger:
         if self.events or self.notes or self.consumers.is_changed:
             return True
         waited_ns = self.now.steady_ns - self.receipts_since_ns
-        return bool(self.receipts) and (receipts_too or waited_ns >= self.config.log.receipt_delay)
+        due = receipts_too or self.receipts_told or waited_ns >= self.config.log.receipt_delay
+        return bool(self.receipts) and due
 
     def close_turn(self, commit: int) -> Outcome:
         """Take what was decided since the last turn was closed; commit: its number, or 0 to take
@@ -436,6 +448,7 @@ class Ledger:
             self.first_seq += len(self.events)
             self.events, self.notes = [], []
             self.receipts = bytearray()
+            self.receipts_told = False
         fires_since_ns = self.fires_since_ns if batch is not None else 0
         outcome = Outcome(batch, self.answers, self.opened_ns, fires_since_ns)
         if batch is not None:

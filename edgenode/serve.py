@@ -151,6 +151,7 @@ def _recover(serving: Serving, store: Store, owed: Owed | None) -> Recovered:
     about.pulse = serving.doors.pulse.stats
     if owed is not None:
         about.writes_refused, about.full = owed.why, owed.code == "storage_full"
+        ledger.proving = True
         recovered = _keep_fired(recovered, owed)
         _answer_undone(serving, owed, store.log.state().commit)
     metrics.started_ns = metrics.started_ns or ledger.now.steady_ns
@@ -368,6 +369,7 @@ def _prove(serving: Serving, store: Store, recovered: Recovered, owed: Owed) -> 
             store.tables.follow(ledger.settled_seq, probe, now=True)
             if store.tables.applied().commit >= probe:
                 ledger.fired.clear()
+                ledger.proving = False
                 serving.started = True
                 return
         if not node.has_work and not serving.doors.pending():

@@ -178,7 +178,7 @@ def _shown_event(ledger: Ledger, record: Event, data: bytes) -> bytes:
     seq = record.seq
     fired_ns = None
     if record.kind == Kind.EXPIRED:
-        fired_ns = ledger.fired.get(seq)
+        fired_ns = ledger.fired_ns(seq)
         if fired_ns is None:
             fired_ns = ledger.log.receipts(seq, seq).get(seq)
     return ledger.encoder.event(seq, data, -1 if fired_ns is None else fired_ns)
@@ -207,7 +207,7 @@ def replay(ledger: Ledger, call: Call) -> Steps:
         looked = len(page)
         for at in match.among(page):
             check_event(seq + at, page[at])
-            fired_ns = ledger.fired.get(seq + at) or receipts.get(seq + at, -1)
+            fired_ns = ledger.fired_ns(seq + at) or receipts.get(seq + at, -1)
             events.append(ledger.encoder.event(seq + at, page[at], fired_ns))
             size += len(events[-1])
             if len(events) == limit or size >= PAGE_BYTES_MAX:

@@ -153,7 +153,9 @@ class Book:
                 self.found.append(f"ORDER replay has {seq} where {coming} comes next")
             coming = seq + 1
             before = self.events.setdefault(seq, event)
-            if before["data"] != event["data"]:
+            if "fired" not in before["data"]:  # its receipt was not in yet
+                self.events[seq] = event
+            elif before["data"] != event["data"]:
                 self.found.append(f"ORDER event {seq} is {event['data']}, was {before['data']}")
 
     def left(self, life: int, stamp: bytes, believed_ns: int) -> None:

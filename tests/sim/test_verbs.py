@@ -333,6 +333,21 @@ def test_replay_pages_filters_and_ends(node: Driver) -> None:
     assert names == ["n1", "n10", "n13", "n16", "n19"]
 
 
+@pytest.mark.parametrize("op", ["stream.replay", "timer.history"])
+def test_what_was_told_of_a_fire_is_durable(node: Driver, op: str) -> None:
+    """Its receipt waits for company; an answer that tells it does not leave before its commit."""
+    made = node.after("10s")
+    assert node.pass_(10) == [("t", 1, 10.0)]
+    body = {"from": {}} if op == "stream.replay" else {"id": made["id"]}
+    told = node.ask(op, body)["events"][-1]["data"]
+    assert told["lateness_us"] == 0
+    node.node.clock.advance(3 * SECOND)
+    node.node.restart()
+    node.pass_(1)
+    fires = [e for e in node.ask(op, body)["events"] if e["type"] == EXPIRED]
+    assert [e["data"] for e in fires] == [told]
+
+
 def test_replay_refuses_cursors_of_another_log(node: Driver) -> None:
     node.after("1h")
     wrong = node.refused("stream.replay", {"from": {"epoch": 9, "seq": 0}})
