@@ -17,24 +17,35 @@ import zmq
 READY_S = 20.0
 
 
-class Node:
-    """One node process on free ports. `with` starts it and kills what is left of it."""
+def spawn(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start the program with these arguments; what it says goes to `log`."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "edgenode", *command], stderr=out, stdout=out, env=env
+        )
 
-    def __init__(self, folder: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+
+class Node:
+    """One node process on free ports. `with` starts it and kills what is left of it.
+
+    spawn: how it is started; see there."""
+
+    def __init__(
+        self, folder: Path, *flags: str, env: dict[str, str] | None = None, spawn: Any = spawn
+    ) -> None:
         self.folder = folder
+        self.spawn = spawn
         self._flags = flags
         self._env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = folder.with_suffix(".log")
         self.doors: dict[str, str] = {}
+        self.node_id = ""
 
     def start(self, *, wait: bool = True) -> Node:
         doors = [f"--{door}=tcp://127.0.0.1:0" for door in ("control", "stream", "events")]
-        command = [sys.executable, "-m", "edgenode", "run", "--data", str(self.folder)]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *doors, *self._flags], stderr=log, stdout=log, env=self._env
-            )
+        command = ["run", "--data", str(self.folder), *doors, *self._flags]
+        self.process = self.spawn(command, self.log_path, self._env)
         if wait:
             self.wait_ready()
         return self
@@ -45,9 +56,9 @@ class Node:
         ready = self.folder / "minoots.json"
         while time.monotonic() < until:
             if ready.exists():
-                facts = json.loads(ready.read_bytes())
-                if facts["pid"] == self.process.pid:  # not one that a killed node left behind
-                    self.doors = facts["doors"]
+                facts = json.loads(ready.read_bytes() or b"{}")  # empty: left by a power cut
+                if facts.get("pid") == self.process.pid:  # not one that a killed node left behind
+                    self.doors, self.node_id = facts["doors"], facts["node_id"]
                     return
             if self.process.poll() is not None:
                 break

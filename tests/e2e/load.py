@@ -16,7 +16,7 @@ import zmq
 
 from minoots.wire.times import format_instant
 from tests.e2e.harness import Raw
-from tests.e2e.ledger import OutsideLedger
+from tests.proof.ledger import OutsideLedger
 
 KILLS = int(os.environ.get("MINOOTS_KILLS", "15"))
 SEED = int(os.environ.get("MINOOTS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
@@ -27,7 +27,9 @@ GRIDS_MAX = 8  # `every` timers at a time
 class Load:
     """A client that keeps a node busy, and the ledger that it keeps of that."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, many: tuple[int, int] = (2, 20)) -> None:
+        """many: timers of a `timer.schedule_many`."""
+        self.many = many
         self.random = random.Random(seed)
         self.ledger = OutsideLedger()
         self.boots = 0
@@ -57,7 +59,7 @@ class Load:
         self._number += 1
         kind = draw.random()
         if kind < 0.15:
-            timers = [self._definition(f"{key}.{n}") for n in range(draw.randint(2, 20))]
+            timers = [self._definition(f"{key}.{n}") for n in range(draw.randint(*self.many))]
             self._ask("timer.schedule_many", {"timers": timers}, key)
         elif kind < 0.4 and self._once:
             at = draw.randrange(len(self._once))

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Node, Raw
-from tests.e2e.ledger import CANCELLED, EXPIRED
 from tests.e2e.load import KILLS, SEED, Load, listen, replay
+from tests.proof.ledger import CANCELLED, EXPIRED
 
 RUN_S = (0.05, 0.5)  # how long a node lives under load
 START_S = (0.0, 0.7)  # how long it lives when it is killed while it starts

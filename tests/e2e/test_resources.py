@@ -21,8 +21,8 @@ import pytest
 import zmq
 
 from tests.e2e.harness import Node, Raw, ns_of
-from tests.e2e.ledger import SCHEDULED
 from tests.e2e.load import KILLS, SEED, Load, fires, replay, until
+from tests.proof.ledger import SCHEDULED
 
 DISK_BYTES = 20 << 20
 BALLAST_BYTES = 13 << 20  # the tables need as much room again as the log

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Node, Raw, ns_of
-from tests.e2e.ledger import EXPIRED, SCHEDULED
 from tests.e2e.load import Load, fires, listen, replay, until
+from tests.proof.ledger import EXPIRED, SCHEDULED
 
 MANY = 100_000
 SOON = 200  # of these many are due soon after the restart

@@ -1,28 +1,33 @@
 """The outside ledger: what a node was asked, what it answered, what came; and whether that agrees.
 
-It knows the contract and nothing of the node. The load names each timer `<key>.<n>`, after the
-idempotency key of the request that makes it, so that a timer nobody has heard of can be told from
-one whose reply was lost.
+It knows the contract and nothing of the node; every harness that hurts one judges by it. The load
+names each timer `<key>.<n>`, after the idempotency key of the request that makes it, so that a
+timer nobody has heard of can be told from one whose reply was lost.
 
     LOST       acknowledged, and not in the log; or due, and not fired; or seen live, then gone
     EARLY      due or fired before the time asked for
-    DUPLICATE  one occurrence, key or request, done twice
+    LATE       fired later than `late_ns_max`, outages taken off
+    DUPLICATE  one occurrence, key or request, done twice; two effects acknowledged for one key
     GHOST      done without having been asked, or after it was refused
-    ZOMBIE     fired after a cancel that was acknowledged
+    ZOMBIE     anything that happened to a timer after its cancel
     ORDER      the log's numbers have a gap, repeat, or differ from what was read before
+    TENANT     an event that another tenant sees, or that names another tenant than its timer's
+    CHAIN      the log's hash chain does not agree: `chain.py` reads the files for it
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tests.e2e.harness import ns_of
 
-EXPIRED, SCHEDULED, CANCELLED = (
-    f"io.minoots.timer.{word}.v1" for word in ("expired", "scheduled", "cancelled")
+EXPIRED, SCHEDULED, CANCELLED, LATE = (
+    f"io.minoots.timer.{word}.v1" for word in ("expired", "scheduled", "cancelled", "late")
 )
+TENANT = "default"
 MS_NS = 1_000_000
 
 
@@ -34,6 +39,7 @@ class Ask:
     op: str
     body: Any
     sent_ns: int
+    tenant: str = TENANT
     reply: Any = None
     problem: Any = None
 
@@ -69,24 +75,28 @@ class Known(NamedTuple):
     definition: Any
     sent_ns: int
     due: int
+    tenant: str
 
 
 @dataclass(slots=True)
 class OutsideLedger:
-    """See the module."""
+    """See the module. late_ns_max: 0 if lateness is not judged."""
 
     asks: dict[str, Ask] = field(default_factory=dict)
     lives: list[Live] = field(default_factory=list)
     events: dict[int, Any] = field(default_factory=dict)  # seq -> the event of the newest replay
     head: int = 0
+    late_ns_max: int = 0
+    outages: list[tuple[int, int]] = field(default_factory=list)  # the node was away, in order
+    effects: dict[tuple[str, str], str] = field(default_factory=dict)
     _faults: list[str] = field(default_factory=list)
 
     # ------------------------------------------------------------------------------- taking in
 
-    def ask(self, key: str, op: str, body: Any, now_ns: int) -> None:
+    def ask(self, key: str, op: str, body: Any, now_ns: int, tenant: str = TENANT) -> None:
         """A request is about to be sent for the first time."""
         assert key not in self.asks
-        self.asks[key] = Ask(key, op, body, now_ns)
+        self.asks[key] = Ask(key, op, body, now_ns, tenant)
 
     def answer(self, key: str, kind: str, reply: Any) -> None:
         """An answer came; a second one to the same key must say the same."""
@@ -104,8 +114,9 @@ class OutsideLedger:
         """What has to be sent again."""
         return [a for a in self.asks.values() if a.reply is None and a.problem is None]
 
-    def live(self, stamp: bytes, event: Any, came_ns: int) -> None:
-        """A live event came."""
+    def live(self, stamp: bytes, event: Any, came_ns: int, reader: str = TENANT) -> None:
+        """A live event came to a subscriber of the tenant `reader`."""
+        self._see(event, reader)
         seq, fired = (int.from_bytes(stamp[at : at + 8], "big") for at in (0, 8))
         due = ns_of(event["data"]["due"]) if event["data"].get("due") else 0
         names = event.get("subject", ""), event.get("dedupekey", "")
@@ -117,10 +128,25 @@ class OutsideLedger:
             self._say("ORDER", f"the log ends at {seq}; before it ended at {self.head}")
         self.head = max(self.head, seq)
 
-    def replay(self, events: Iterable[Any], from_seq: int = 0) -> None:
-        """What a replay from behind `from_seq` brought."""
+    def outage(self, from_ns: int, to_ns: int) -> None:
+        """The node was away, by our own clock: what was due meanwhile may be late by that."""
+        assert not self.outages or self.outages[-1][1] <= from_ns
+        self.outages.append((from_ns, to_ns))
+
+    def effect(self, worker: str, event: Any, done: str) -> None:
+        """A consumer's worker did what an event asks for, and its acknowledgement was taken.
+
+        done: what tells this doing from another one.
+        """
+        key = worker, event["dedupekey"]
+        if self.effects.setdefault(key, done) != done:
+            self._say("DUPLICATE", f"{key} was done as {self.effects[key]} and as {done}")
+
+    def replay(self, events: Iterable[Any], from_seq: int = 0, reader: str = TENANT) -> None:
+        """What a replay from behind `from_seq` brought to a client of the tenant `reader`."""
         expected = from_seq + 1
         for event in events:
+            self._see(event, reader)
             seq = int(event["sequence"])
             if seq != expected:
                 self._say("ORDER", f"replay has {seq} where {expected} comes next")
@@ -137,9 +163,20 @@ class OutsideLedger:
         known = {timer.id: timer for timer in self._known()}
         found = [*self._faults]
         checks = (self._order(), self._ghosts(known), self._duplicates(), self._early(known))
-        for check in (*checks, self._lost(known, until_ns), self._lost_live(), self._zombies()):
-            found += check
-        return found
+        found += [fault for check in checks for fault in check]
+        checks = self._lost(known, until_ns), self._lost_live(), self._zombies(), self._late()
+        found += [fault for check in checks for fault in check]
+        return found + list(self._tenants(known))
+
+    @property
+    def timers_acknowledged(self) -> int:
+        """Timers that the node said it had made."""
+        return sum(1 for _ in self._known())
+
+    def _see(self, event: Any, reader: str) -> None:
+        tenant = event.get("tenant", TENANT)
+        if tenant != reader:
+            self._say("TENANT", f"event {event['sequence']} of {tenant} was shown to {reader}")
 
     def _say(self, what: str, text: str) -> None:
         self._faults.append(f"{what} {text}")
@@ -148,7 +185,8 @@ class OutsideLedger:
         for ask in self.asks.values():
             for definition, view in zip(ask.definitions(), ask.views(), strict=False):
                 if "id" in view:
-                    yield Known(view["id"], definition, ask.sent_ns, ns_of(view["due"]))
+                    due_ns = ns_of(view["due"])
+                    yield Known(view["id"], definition, ask.sent_ns, due_ns, ask.tenant)
 
     def _of_type(self, type: str) -> Iterator[tuple[int, Any]]:
         return ((seq, e) for seq, e in sorted(self.events.items()) if e["type"] == type)
@@ -246,14 +284,47 @@ class OutsideLedger:
 
     def _zombies(self) -> Iterator[str]:
         fires, acknowledged = self._fires(), self._cancelled()
-        for seq, event in self._of_type(CANCELLED):
-            for fired, _ in fires.get(event["subject"], []):
-                if fired > seq:
-                    yield f"ZOMBIE {event['subject']} was cancelled by {seq} and fired by {fired}"
+        ended: dict[str, int] = {}
+        for seq, event in sorted(self.events.items()):
+            at = ended.get(event.get("subject", ""))
+            if at is not None and event["type"] != LATE:  # which is told of an earlier fire
+                yield f"ZOMBIE {event['subject']} was cancelled by {at}; {event['type']} is {seq}"
+            if event["type"] == CANCELLED:
+                ended[event["subject"]] = seq
         for timer in self._known():
             once = timer.definition["schedule"]["kind"] != "every"
             if once and timer.id in acknowledged and timer.id in fires:
                 yield f"ZOMBIE {timer.id} was cancelled, acknowledged, and fired"
+
+    def lateness_ns(self) -> Iterator[tuple[int, int]]:
+        """Of each fire that has its receipt: its seq, and how late it was, outages taken off."""
+        starts = [begin for begin, _ in self.outages]
+        for seq, event in self._of_type(EXPIRED):
+            if "fired" not in event["data"]:
+                continue
+            due_ns, fired_ns = ns_of(event["data"]["due"]), ns_of(event["data"]["fired"])
+            late_ns = fired_ns - due_ns
+            at = max(bisect_right(starts, due_ns) - 1, 0)
+            for begin, end in self.outages[at : bisect_right(starts, fired_ns)]:
+                late_ns -= max(min(end, fired_ns) - max(begin, due_ns), 0)
+            yield seq, late_ns
+
+    def _late(self) -> Iterator[str]:
+        if not self.late_ns_max:
+            return
+        for seq, late_ns in self.lateness_ns():
+            if late_ns > self.late_ns_max:
+                yield f"LATE event {seq} by {late_ns} ns; {self.late_ns_max} are allowed"
+
+    def _tenants(self, known: dict[str, Known]) -> Iterator[str]:
+        """Whose timer it is, says who asked for it; an event must not say anything else."""
+        for seq, event in sorted(self.events.items()):
+            timer = known.get(event.get("subject", ""))
+            tenant = event.get("tenant", TENANT)
+            if timer is not None and tenant != timer.tenant:
+                yield f"TENANT event {seq} says {tenant}; {timer.tenant} asked for {timer.id}"
+            if "dedupekey" in event and event["dedupekey"].split("/")[0] != tenant:
+                yield f"TENANT event {seq} of {tenant} has the key {event['dedupekey']}"
 
 
 def _identity(event: Any) -> tuple[str, str, str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from minoots.wire.times import format_instant
-from tests.e2e.ledger import CANCELLED, EXPIRED, SCHEDULED, OutsideLedger
+from tests.proof.ledger import CANCELLED, EXPIRED, SCHEDULED, OutsideLedger
 
 MS = 1_000_000
 T0 = 1_800_000_000_000_000_000
@@ -45,6 +45,9 @@ class Run:
         self.until_ns = END
         self.answers: dict[str, tuple[str, Any]] = {}
         self.head = 9
+        self.tenant = "default"
+        self.outages = [(150, 170), (180, 250), (290, 450)]
+        self.effects = [("mail", 4, "a"), ("mail", 4, "a"), ("sms", 4, "b"), ("mail", 5, "c")]
         self.events = [
             event(1, SCHEDULED, "once", 1, due=100),
             event(2, SCHEDULED, "gone", 1, due=200),
@@ -78,9 +81,13 @@ class Run:
 
     def faults(self) -> list[str]:
         """What the ledger finds in it."""
-        ledger = OutsideLedger()
+        ledger = OutsideLedger(late_ns_max=50 * MS)
+        for from_ms, to_ms in self.outages:
+            ledger.outage(T0 + from_ms * MS, T0 + to_ms * MS)
+        for worker, seq, done in self.effects:
+            ledger.effect(worker, self.events[seq - 1], done)
         for key, op, body in self.asks:
-            ledger.ask(key, op, body, T0)
+            ledger.ask(key, op, body, T0, self.tenant)
         for key, (kind, reply) in self.answers.items():
             ledger.answer(key, kind, reply)
         for stamp, live, came_ns in self.lives:
@@ -217,6 +224,30 @@ def go_back(run: Run) -> None:
     run.head = 10
 
 
+def change_after_a_cancel(run: Run) -> None:
+    run.add("io.minoots.timer.paused.v1", "gone", 1, due=200)
+
+
+def be_late(run: Run) -> None:
+    run.events[3]["data"]["fired"] = format_instant(T0 + 201 * MS)  # 20 + 21 ms of it away
+
+
+def be_late_after_an_outage(run: Run) -> None:
+    run.outages[2] = (290, 399)
+
+
+def have_one_effect_twice(run: Run) -> None:
+    run.effects.append(("mail", 4, "d"))
+
+
+def show_it_to_another(run: Run) -> None:
+    run.events[3]["tenant"] = "other"
+
+
+def make_it_for_another(run: Run) -> None:
+    run.tenant = "other"
+
+
 PLANTED: list[tuple[str, Callable[[Run], None]]] = [
     *(("LOST", plant) for plant in (lose_a_creation, lose_a_fire, lose_the_last_occurrence)),
     *(("LOST", plant) for plant in (lose_an_occurrence_between, lose_the_first_occurrence)),
@@ -229,6 +260,10 @@ PLANTED: list[tuple[str, Callable[[Run], None]]] = [
     *(("GHOST", plant) for plant in (fire_what_nobody_asked_for, do_what_was_refused)),
     *(("GHOST", plant) for plant in (send_what_is_not_in_the_log,)),
     *(("ZOMBIE", plant) for plant in (fire_after_a_cancel, fire_though_cancelled)),
+    *(("ZOMBIE", plant) for plant in (change_after_a_cancel,)),
+    *(("LATE", plant) for plant in (be_late, be_late_after_an_outage)),
+    *(("DUPLICATE", plant) for plant in (have_one_effect_twice,)),
+    *(("TENANT", plant) for plant in (show_it_to_another, make_it_for_another)),
     *(("ORDER", plant) for plant in (skip_a_number, repeat_a_number, go_back)),
 ]
 
