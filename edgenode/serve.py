@@ -43,7 +43,7 @@ from engine._kernel import SetWatch
 from engine._wait import map_large, set_timer_slack
 from engine.clock import CorrectedClock, OsClock, Timescale
 from engine.errors import StoreFailed, StoreFull
-from engine.files import open_store
+from engine.files import open_store, write_durably
 from engine.record import Kind
 from minoots.wire.problems import Refused, refusal
 
@@ -103,12 +103,13 @@ def _open(config: Config, data_dir: Path) -> Store:
 
 
 def _node_id(data_dir: Path) -> str:
-    """The node's name, made once."""
+    """The node's name, made once; on disk before anybody is told it."""
     path = data_dir / NODE_ID_FILE
-    if not path.exists():
-        path.write_text(f"node-{secrets.token_hex(4)}\n", encoding="ascii")
-        path.chmod(0o600)
-    return path.read_text(encoding="ascii").strip()
+    found = path.read_text(encoding="ascii").strip() if path.exists() else ""
+    if not found:  # an empty file is what a power cut left of one that was not on disk
+        found = f"node-{secrets.token_hex(4)}"
+        write_durably(path, f"{found}\n".encode())
+    return found
 
 
 def _serve_all(serving: Serving, store: Store | None) -> None:

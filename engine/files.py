@@ -66,6 +66,7 @@ def open_store(
             slice_age_ns=slice_age_ns,
             map_bytes=map_bytes,
         )
+        _sync_names(data_dir)
         check_tail(log)
         check_together(log, tables)
     except BaseException:
@@ -77,6 +78,18 @@ def open_store(
         raise
     _held[os.path.realpath(data_dir)] = lock_fd
     return log, tables
+
+
+def _sync_names(data_dir: Path) -> None:
+    """LMDB syncs what is in its files, not that they are there. What is on disk costs nothing."""
+    directories = [data_dir / "log", data_dir / "tables", data_dir]
+    if os.access(data_dir.parent, os.R_OK):
+        directories.append(data_dir.parent)
+    try:
+        for directory in directories:
+            sync_directory(directory)
+    except OSError as error:
+        raise _failed(f"cannot sync the directories of {data_dir}", error) from error
 
 
 def close_store(data_dir: Path, log: LmdbLog, tables: LmdbTables) -> None:
@@ -174,6 +187,28 @@ def catch_up(log: LmdbLog, tables: LmdbTables) -> None:
     waiter.register(tables.fileno(), select.POLLIN)
     while tables.applied().commit < state.commit:
         waiter.poll()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file, mode 0600, so that after a power cut it is whole or as it was before."""
+    fresh = path.with_suffix(".new")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, LOCK_MODE)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    fresh.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory on disk: a file that is, under a name that is not, is lost."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _lock(data_dir: Path) -> int:

@@ -17,8 +17,16 @@ from pathlib import Path
 
 import pytest
 
+from edgenode.serve import NODE_ID_FILE, _node_id
 from engine.errors import EngineError, StoreCorrupt, StoreFull, StoreLocked
-from engine.files import catch_up, check_together, close_store, open_store, verify_chain
+from engine.files import (
+    catch_up,
+    check_together,
+    close_store,
+    open_store,
+    verify_chain,
+    write_durably,
+)
 from engine.memory import MemoryLog
 from engine.record import Note, chain_hash, pack_note, unpack_event, unpack_row
 from engine.store import Batch, Filter
@@ -261,3 +269,40 @@ def test_a_full_file_system_is_a_full_store(tmp_path: Path, room: str) -> None:
         assert forked(lambda: write_until_full(tmp_path / "store")) == TOLD
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that this process has synced, in order."""
+    paths: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        paths.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return paths
+
+
+def test_a_small_file_is_on_disk_before_its_name_is(tmp_path: Path, synced: list[str]) -> None:
+    path = tmp_path / "name"
+    write_durably(path, b"old")
+    write_durably(path, b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
+    assert synced == 2 * [str(tmp_path / "name.new"), str(tmp_path)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["name"]
+
+
+def test_the_names_of_a_store_are_on_disk(tmp_path: Path, synced: list[str]) -> None:
+    path = tmp_path / "store"
+    with opened(path):
+        assert synced == [str(path / "log"), str(path / "tables"), str(path), str(tmp_path)]
+
+
+def test_a_node_keeps_its_name_and_one_that_a_power_cut_emptied_gets_one(tmp_path: Path) -> None:
+    (tmp_path / NODE_ID_FILE).write_bytes(b"")
+    name = _node_id(tmp_path)
+    assert name.startswith("node-")
+    assert _node_id(tmp_path) == name
+    assert (tmp_path / NODE_ID_FILE).read_text() == f"{name}\n"
