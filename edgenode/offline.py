@@ -3,6 +3,7 @@ code."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -14,12 +15,15 @@ from engine.files import (
     open_store,
     rebuild_tables,
     reindex_due,
+    renewed_tables,
     verify_chain,
 )
+from engine.store import Applied
 
 
 def reindex(data_dir: Path, *, tables: bool, accept_loss: bool = False) -> int:
-    """Make the due index and the names anew from the timers; with `tables`, the timers too.
+    """Make the due index and the names anew from the timers; with `tables`, the timers too, even if
+    the tables do not open.
 
     Timers whose log is trimmed stand in the tables alone: a rebuild would lose them, so it is
     refused once the log's head is gone, unless that loss is accepted.
@@ -28,31 +32,39 @@ def reindex(data_dir: Path, *, tables: bool, accept_loss: bool = False) -> int:
         click.echo(f"minoots: {data_dir} is not there; give --data", err=True)
         return 1
     try:
-        log, stored = open_store(data_dir)
-        try:
-            if tables:
-                first_seq = log.state().first_seq
-                if first_seq > 1 and not accept_loss:
-                    click.echo(
-                        f"minoots: the log begins at event {first_seq}: timers that are older "
-                        "stand in the tables alone and would be lost; restore a backup, or give "
-                        "--accept-loss",
-                        err=True,
-                    )
-                    return 1
-                lost = rebuild_tables(log, stored)
-                if lost:
-                    click.echo(f"{lost} timers are older than the log; they have no row", err=True)
-            catch_up(log, stored)
-            reindex_due(stored)
-            applied = stored.applied()
-        finally:
-            close_store(data_dir, log, stored)
+        with renewed_tables(data_dir) if tables else nullcontext(False) as renewed:
+            applied = _reindex(data_dir, rebuild=tables and not renewed, accept_loss=accept_loss)
     except EngineError as error:
         click.echo(f"minoots: {error}", err=True)
         return 1
+    if applied is None:
+        return 1
     click.echo(f"reindexed {applied.live_count} timers as of event {applied.seq}")
     return 0
+
+
+def _reindex(data_dir: Path, *, rebuild: bool, accept_loss: bool) -> Applied | None:
+    """How far the tables are then; None if it was refused."""
+    log, stored = open_store(data_dir)
+    try:
+        if rebuild:
+            first_seq = log.state().first_seq
+            if first_seq > 1 and not accept_loss:
+                click.echo(
+                    f"minoots: the log begins at event {first_seq}: timers that are older "
+                    "stand in the tables alone and would be lost; restore a backup, or give "
+                    "--accept-loss",
+                    err=True,
+                )
+                return None
+            lost = rebuild_tables(log, stored)
+            if lost:
+                click.echo(f"{lost} timers are older than the log; they have no row", err=True)
+        catch_up(log, stored)
+        reindex_due(stored)
+        return stored.applied()
+    finally:
+        close_store(data_dir, log, stored)
 
 
 def verify(data_dir: Path) -> int:

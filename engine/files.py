@@ -15,7 +15,9 @@ import errno
 import fcntl
 import os
 import select
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -177,6 +179,43 @@ def rebuild_tables(log: LmdbLog, tables: LmdbTables) -> int:
         tables.restart(0, 0, state)
     catch_up(log, tables)
     return tables.lost
+
+
+@contextmanager
+def renewed_tables(data_dir: Path) -> Iterator[bool]:
+    """Put the tables of a directory that nobody has open aside while new ones are made, if the log
+    still has all of its events: yields whether. If that fails they are put back, else removed.
+
+    To empty damaged tables instead could do more damage: LMDB would follow their pages to find out
+    which are free now. Raises StoreLocked, StoreCorrupt, StoreFailed, StoreTooNew.
+    """
+    kept, aside = data_dir / "tables", data_dir / "tables.old"
+    whole = _log_is_whole(data_dir) and kept.is_dir()
+    if whole:
+        shutil.rmtree(aside, ignore_errors=True)
+        kept.rename(aside)
+    try:
+        yield whole
+    except BaseException:
+        if whole:
+            shutil.rmtree(kept, ignore_errors=True)
+            aside.rename(kept)
+        raise
+    if whole:
+        shutil.rmtree(aside)
+
+
+def _log_is_whole(data_dir: Path) -> bool:
+    lock_fd = _lock(data_dir)
+    try:
+        log = LmdbLog(_directory(data_dir / "log"))
+        try:
+            check_tail(log)
+            return log.state().first_seq == 1
+        finally:
+            log.close()
+    finally:
+        os.close(lock_fd)
 
 
 def catch_up(log: LmdbLog, tables: LmdbTables) -> None:
