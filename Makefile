@@ -6,12 +6,13 @@ PYX := $(shell find engine edgenode bench tests -name '*.py[x]' -o -name '*.pxd'
 BUILT := build/.built
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test run bench bench-micro test-debug sim fuzz mutants resources clean
+.PHONY: help build check test run bench bench-micro proof test-debug sim fuzz mutants resources clean
 
 help:
 	@echo 'make run    build, then a ten-second demonstration of a whole node'
 	@echo 'make test   build, then the test suite'
 	@echo 'make check  formatting, lint, types, stubs, tidy'
+	@echo 'make proof  ten minutes of kills, power cuts and bit flips; HOURS=8 for longer'
 	@echo 'make bench  the benchmarks; results into bench/results'
 	@echo 'make sim, fuzz, mutants, resources: proofs that take longer (CONTRIBUTING.md)'
 	@echo 'make build  virtual environment and compiled extensions'
@@ -61,6 +62,9 @@ resources: build
 
 mutants: build
 	$(BIN)/python -m tests.mutants.run $(MUTANTS)
+
+proof: build
+	$(BIN)/python -m tests.proof.run $(if $(HOURS),--hours $(HOURS))
 
 bench: build
 	$(BIN)/minoots bench all
