@@ -45,7 +45,7 @@ PAGE = 4096
 NAMES = ("log", "tables")
 DEEP_EVERY = 64  # of the images: the tables follow to the end, indexes are made anew, all compared
 CONFIG = recorder.config()
-CONTROL_STATES, CONTROL_STEPS = 150, 40
+CONTROL_STATES, CONTROL_STEPS, CONTROL_EACH = 150, 40, 4
 STATES_AT_ONCE, STATES_A_SECOND, STEPS = 25_000, 600, 200  # of one recording
 IMAGES_EACH = 24  # of a moment
 Units = tuple[tuple[int, bytes], ...]  # (offset, bytes) of sectors that reached the disk
@@ -335,8 +335,16 @@ def record(folder: Path, seed: int, steps: int, swallow: str = "") -> truth.Hist
     return told
 
 
-def cut(seed: int, states: int, steps: int, workers: int, swallow: str = "") -> Tally:
-    """Enumerate about so many crash states of one recording."""
+def cut(
+    seed: int,
+    states: int,
+    steps: int,
+    workers: int,
+    swallow: str = "",
+    each: int = IMAGES_EACH,
+) -> Tally:
+    """Enumerate about so many crash states of one recording, at least `each` of a moment where
+    there are so many."""
     began_s = time.monotonic()
     with pool.Home("cut") as home:
         told = record(home / "recording", seed, steps, swallow)
@@ -348,8 +356,8 @@ def cut(seed: int, states: int, steps: int, workers: int, swallow: str = "") -> 
             return False
 
         assert not list(moments(home / "recording" / "trace", counted))
-        share = min(states / (IMAGES_EACH * count), 1.0)
-        each = max(IMAGES_EACH, round(states / count / share))
+        share = min(states / (each * count), 1.0)
+        each = max(each, round(states / count / share))
         boards = [Board("failed", "deep", "landed") for _ in range(workers)]
 
         def child(i: int, board: Board) -> None:
@@ -377,7 +385,7 @@ def part(seed: int, seconds: float) -> Outcome:
         return outcome
     planted = []
     for swallow, name in (("meta", "NOMETASYNC"), ("all", "NOSYNC")):
-        tally = cut(seed, CONTROL_STATES, CONTROL_STEPS, 1, swallow)
+        tally = cut(seed, CONTROL_STATES, CONTROL_STEPS, 1, swallow, CONTROL_EACH)
         assert tally.failed, f"a store with {name} lost nothing: the crash states prove nothing"
         planted.append(f"{name}: {tally.failed} of {tally.states} failed")
     outcome.planted = "; ".join(planted)

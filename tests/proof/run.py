@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.proof import evidence, powercut, shim
+from tests.proof import evidence, flips, powercut, shim
 from tests.proof.outcome import Outcome, Part
 
 RUN_S = 600.0
@@ -35,6 +35,7 @@ class Entry(NamedTuple):
 # The table of the regime. To add a part: a function as `outcome` describes it, and a line here.
 PARTS = [
     Entry("crash-states", 4, powercut.part),
+    Entry("bit-flips", 2, flips.part),
 ]
 
 
