@@ -73,18 +73,20 @@ cdef int seek_receipt(void* cursor, uint64_t seq, Val* key, Val* data) noexcept 
     """Go to the first receipt from `seq` on; LMDB's error number or DAMAGED.
 
     Not every event has one, so a missing one tells nothing. But a damaged key stays where it was:
-    the one before is checked too.
+    the one before is checked too. And where a key of the pages above is damaged the search ends in
+    the wrong page: what is found there is below `seq`, or what is before it is not.
     """
     cdef uint64_t wanted = big_endian(seq)
     key.size, key.at = 8, &wanted
     cdef int rc = lm.cursor_get(cursor, key, data, SET_RANGE)
     cdef int before = lm.cursor_get(cursor, key, data, PREV if rc == 0 else LAST)
-    if before == 0 and check_receipt(key, data):
+    if before == 0 and (check_receipt(key, data) or key_of(key) >= seq):
         return DAMAGED
     if rc or before not in (0, NOTFOUND):
         return rc or before
     key.size, key.at = 8, &wanted
-    return lm.cursor_get(cursor, key, data, SET_RANGE)
+    rc = lm.cursor_get(cursor, key, data, SET_RANGE)
+    return DAMAGED if rc == 0 and key_of(key) < seq else rc
 
 
 cdef int by_seq(const void* a, const void* b) noexcept nogil:

@@ -376,12 +376,15 @@ cdef class LmdbLog:
             while rc == 0:
                 # Checked before its number is looked at: a damaged key must not end the walk.
                 rc = check_receipt(&key, &data)
+                if rc == 0 and key_of(&key) < seq:
+                    rc = DAMAGED  # the page above it is: it does not belong here
                 if rc or key_of(&key) > last:
                     break
-                found[key_of(&key)] = <int64_t>(<Cell*>data.at).value
+                seq = key_of(&key) + 1
+                found[seq - 1] = <int64_t>(<Cell*>data.at).value
                 rc = lm.cursor_get(cursor, &key, &data, NEXT)
             if rc == DAMAGED:
-                raise StoreCorrupt(f"a receipt of the events {seq} to {last} is damaged")
+                raise StoreCorrupt(f"a receipt of the events {from_seq} to {last} is damaged")
             if rc != NOTFOUND:
                 check(rc, "cannot read the receipts")
             return found
@@ -441,6 +444,11 @@ cdef class LmdbLog:
         try:
             key.size, key.at = 8, &number_key
             rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
+            if rc == 0 and key_of(&key) != number:
+                # Trimmed, so this is the oldest; or else a key of the pages above it is damaged.
+                rc = lm.cursor_get(cursor, &key, &data, FIRST)
+                if rc == 0 and key_of(&key) < number:
+                    raise StoreCorrupt(f"the seal of commit {number} is missing from the log")
             while rc == 0 and <uint64_t>len(found) < limit and key_of(&key) <= newest:
                 if found and key_of(&key) != number + 1:
                     raise StoreCorrupt(f"the seal of commit {number + 1} is missing from the log")

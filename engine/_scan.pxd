@@ -28,6 +28,7 @@ cdef struct Found:                  # rows that passed, in the map, valid while 
     bint damaged
 
 cdef int fill_filter(RowFilter* to, filter) except -1
+cdef bint follows(const void* before, const Val* key) noexcept nogil
 cdef int scan_rows(
     void* cursor, const RowFilter* filter, const void* after, uint64_t budget, size_t limit,
     Found* found

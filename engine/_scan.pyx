@@ -81,12 +81,21 @@ cdef bint passes_text(const RowFilter* filter, const Val* data) noexcept nogil:
     return True
 
 
+cdef bint follows(const void* before, const Val* key) noexcept nogil:
+    """Whether `key` is above the one that was met before it (NULL: none was), of the same size.
+
+    Pages above the rows have no checksum: where one is damaged a walk comes to the wrong page.
+    """
+    return before is NULL or memcmp(before, key.at, key.size) < 0
+
+
 cdef int scan_rows(
     void* cursor, const RowFilter* filter, const void* after, uint64_t budget, size_t limit,
     Found* found
 ) noexcept nogil:
     """Fill `found` from behind the id `after` (NULL: from the start) on. LMDB's error number."""
     cdef Val key, data
+    cdef const void* before = after
     cdef int rc
     key.size, key.at = 16, <void*>after
     if after is NULL:
@@ -100,9 +109,10 @@ cdef int scan_rows(
     while rc == 0 and budget:
         if key.size == 16:
             memcpy(found.last, key.at, 16)
-        if key.size != 16 or check_row(key.at, &data):
+        if key.size != 16 or check_row(key.at, &data) or not follows(before, &key):
             found.damaged = True
             return 0
+        before = key.at
         if passes(filter, &data):
             found.rows[found.count] = data
             found.count += 1
@@ -146,6 +156,7 @@ cdef int gather_due(
     cdef Val key, data
     cdef DueKey* at
     cdef DueEntry* entry
+    cdef const void* before = NULL
     cdef void* room
     cdef int64_t due_ns
     key.size, key.at = sizeof(DueKey), <void*>begin
@@ -159,6 +170,10 @@ cdef int gather_due(
         if key.size != sizeof(DueKey) or check_cell(DUE_SEED, &key, &data):
             list.damaged = True
             return 0
+        if not follows(before, &key):
+            list.damaged = True
+            return 0
+        before = key.at
         if at.scale != begin.scale or big_endian_32(at.hour) > hour_of(to_ns):
             break
         due_ns = <int64_t>(<Cell*>data.at).value

@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from engine._fold cimport (
     DueKey,
@@ -43,6 +43,7 @@ from engine._scan cimport (
     RowFilter,
     due_begin,
     fill_filter,
+    follows,
     gather_due,
     scan_rows,
 )
@@ -153,6 +154,7 @@ cdef class LmdbTables:
         cdef Val key, data
         cdef list found = []
         cdef NameKey begin
+        cdef const void* before = NULL
         cdef int rc
         memset(&begin, 0, sizeof(NameKey))
         begin.hash = big_endian(name_hash)
@@ -162,11 +164,12 @@ cdef class LmdbTables:
         try:
             rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
             while rc == 0:
-                if check_name(&key, &data):
+                if check_name(&key, &data) or not follows(before, &key):
                     raise StoreCorrupt("a row of the names index is damaged; rebuild the due index")
                 if (<NameKey*>key.at).hash != begin.hash:
                     return found
                 found.append(PyBytes_FromStringAndSize(<char*>(<NameKey*>key.at).id, 16))
+                before = key.at
                 rc = lm.cursor_get(cursor, &key, &data, NEXT)
             if rc != NOTFOUND:
                 check(rc, "cannot read the names")
@@ -190,7 +193,9 @@ cdef class LmdbTables:
         if past:
             assert len(after) == sizeof(DueKey), "not a key of the due index"
             memcpy(&begin, PyBytes_AS_STRING(after), sizeof(DueKey))
-        self.check_around(self.dbs.due, PyBytes_FromStringAndSize(<char*>&begin, sizeof(DueKey)))
+        self.check_around(
+            self.dbs.due, PyBytes_FromStringAndSize(<char*>&begin, sizeof(DueKey)), True
+        )
         memset(&found, 0, sizeof(DueList))
         cdef void* cursor = self.env.begin_cursor(self.dbs.due)
         try:
@@ -216,6 +221,8 @@ cdef class LmdbTables:
         assert limit > 0 and budget > 0, "a scan looks at one row at least"
         assert len(after_id) in (0, 16), "an id is 16 bytes"
         fill_filter(&wanted, filter)
+        if after is not NULL:
+            self.check_around(self.dbs.timers, after_id, True)
         cdef void* cursor = self.env.begin_cursor(self.dbs.timers)
         found.rows = <Val*>malloc(min(limit, budget) * sizeof(Val))
         try:
@@ -227,7 +234,7 @@ cdef class LmdbTables:
             last = PyBytes_FromStringAndSize(<char*>found.last, 16)
             if found.damaged:
                 raise StoreCorrupt(
-                    f"the row of timer {last.hex()} does not agree with its checksum"
+                    f"the row of timer {last.hex()} does not agree with its checksum or its place"
                 )
             return rows_of(&found), b"" if found.at_end else last
         finally:
@@ -246,24 +253,31 @@ cdef class LmdbTables:
             self.check_around(self.dbs.notes, key)
         return found
 
-    cdef int check_around(self, Dbi dbi, bytes missed) except -1:
-        """Raise StoreCorrupt if one of the two rows beside the key that was not found is damaged.
+    cdef int check_around(self, Dbi dbi, bytes missed, bint present=False) except -1:
+        """Raise StoreCorrupt if one of the two rows beside the key that was not found is damaged,
+        or does not belong there. present: the key itself may be there.
 
         A flipped bit of a key leaves its row where it was, so it is beside the place it is missed
-        at: this is how a damaged key is told from one that was never there.
+        at: this is how a damaged key is told from one that was never there. Pages above the rows
+        hold keys too, without a checksum; where one of those is damaged the search ends in the
+        wrong page, and what it finds there is not above, or what is before it not below.
         """
         cdef Val key, data
         cdef int rc, bad = 0
-        key.size, key.at = len(missed), <char*>missed
+        cdef size_t size = len(missed)
+        cdef const char* at = missed
+        key.size, key.at = size, <char*>at
         cdef void* cursor = self.env.begin_cursor(dbi)
         rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
         if rc == 0:
             bad = self.check_one(dbi, &key, &data)
+            bad = bad or key.size != size or memcmp(at, key.at, size) >= present
             rc = lm.cursor_get(cursor, &key, &data, PREV)
         elif rc == NOTFOUND:
             rc = lm.cursor_get(cursor, &key, &data, LAST)
         if rc == 0:
             bad = bad or self.check_one(dbi, &key, &data)
+            bad = bad or key.size != size or memcmp(key.at, at, size) >= 0
         self.env.end_cursor(cursor)
         if bad or rc not in (0, NOTFOUND):
             raise StoreCorrupt(f"a row of the tables beside the key {missed.hex()} is damaged")
