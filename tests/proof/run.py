@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.proof import evidence, flips, powercut, shim
+from tests.proof import evidence, flips, fscuts, kills, powercut, shim
 from tests.proof.outcome import Outcome, Part
 
 RUN_S = 600.0
@@ -36,6 +36,8 @@ class Entry(NamedTuple):
 PARTS = [
     Entry("crash-states", 4, powercut.part),
     Entry("bit-flips", 2, flips.part),
+    Entry("kills", 4, kills.part),
+    Entry("fs-cuts", 2, fscuts.part),
 ]
 
 
