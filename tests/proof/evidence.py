@@ -63,30 +63,32 @@ def page() -> str:
 
 
 def _table(found: list[tuple[Any, Any]]) -> list[str]:
+    """A row for each run that was not skipped, one for all of them, and what cannot be counted."""
     names = list(dict.fromkeys(name for _, part in found for name in part["counts"]))
+    done = [(run, part) for run, part in found if not part["skipped"]]
     lines = [f"| date | commit | {' | '.join(names)} | faults | repeat |"]
     lines.append("|---" * (len(names) + 4) + "|")
-    totals: dict[str, float] = {}
-    for run, part in found:
-        if part["skipped"]:
-            continue
-        cells = [_number(part["counts"].get(name, 0)) for name in names]
-        for name in names:
-            value = part["counts"].get(name, 0)
-            largest = name.startswith("latest")
-            totals[name] = (
-                max(totals.get(name, 0), value) if largest else totals.get(name, 0) + value
-            )
-        head = f"| {run['at'][:10]} | {run['machine']['commit']} |"
-        tail = f"| {len(part['faults'])} | `{part['command']}` |"
-        lines.append(f"{head} {' | '.join(cells)} {tail}")
-    if len(lines) > 3:
-        faults = sum(len(part["faults"]) for _, part in found)
-        cells = [_number(totals[name]) for name in names]
-        lines.append(f"| **all** | | {' | '.join(cells)} | {faults} | |")
-    lines += ["", f"Planted and caught, in the last run: {found[-1][1]['planted']}."]
+    for run, part in done:
+        counts = [_number(part["counts"].get(name, 0)) for name in names]
+        cells = [run["at"][:10], run["machine"]["commit"], *counts, str(len(part["faults"]))]
+        lines.append(f"| {' | '.join(cells)} | `{part['command']}` |")
+    if len(done) > 1:
+        faults = sum(len(part["faults"]) for _, part in done)
+        cells = ["**all**", "", *(_number(_all(name, done)) for name in names), str(faults)]
+        lines.append(f"| {' | '.join(cells)} | |")
+    lines.append("")
+    if done:
+        lines.append(f"Planted and caught, in the last run: {done[-1][1]['planted']}.")
     lines += [f"Fault: {fault}" for _, part in found for fault in part["faults"][:3]]
-    return lines
+    return lines + [
+        f"Skipped on {run['at'][:10]}: {part['skipped']}" for run, part in found if part["skipped"]
+    ]
+
+
+def _all(name: str, done: list[tuple[Any, Any]]) -> float:
+    """The sum over the runs, or the largest where a sum says nothing."""
+    values = [part["counts"].get(name, 0) for _, part in done]
+    return float(max(values) if name.startswith("latest") else sum(values))
 
 
 def _number(value: float) -> str:

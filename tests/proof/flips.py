@@ -23,6 +23,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,22 +97,22 @@ class Reading:
 
     def everything(self) -> None:
         """Each part by itself: damage in one must not hide another."""
-        self._try(self.log_errors, lambda: truth.log_faults(self.log, self.told), self._events)
+        self._try(self.log_errors, partial(truth.log_faults, self.log, self.told), self._events)
         self._try(self.log_errors, self._chain)
         self._try(self.log_errors, self._commits)
         self._try(self.log_errors, self._within)
         applied = self.told.standings[self.tables.applied().commit]
-        self._try(self.row_errors, lambda: self._scan(applied))
+        self._try(self.row_errors, partial(self._scan, applied))
         for id, row in applied.rows.items():
-            self._try(self.row_errors, lambda id=id, row=row: self._row(id, row))  # type: ignore[misc]
+            self._try(self.row_errors, partial(self._row, id, row))
         for id, seq in applied.done.items():
-            self._try(self.row_errors, lambda id=id, seq=seq: self._end(id, seq))  # type: ignore[misc]
+            self._try(self.row_errors, partial(self._end, id, seq))
         for key, note in applied.notes.items():
-            self._try(self.row_errors, lambda key=key, note=note: self._note(key, note))  # type: ignore[misc]
+            self._try(self.row_errors, partial(self._note, key, note))
         for scale in range(2):
-            self._try(self.index_errors, lambda scale=scale: self._due(applied, scale))  # type: ignore[misc]
+            self._try(self.index_errors, partial(truth.due_faults, self.tables, applied, scale))
         for name, ids in applied.named.items():
-            self._try(self.index_errors, lambda name=name, ids=ids: self._named(name, ids))  # type: ignore[misc]
+            self._try(self.index_errors, partial(self._named, name, ids))
 
     def _try(
         self,
@@ -191,9 +192,6 @@ class Reading:
             if found is not None:
                 unpack_note(found)
             yield f"the note {key.hex()} is served, and is not what was written"
-
-    def _due(self, at: truth.Standing, scale: int) -> Iterator[str]:
-        return truth.due_faults(self.tables, at, scale)
 
     def _named(self, name: int, ids: list[bytes]) -> Iterator[str]:
         if self.tables.named(name) != ids:

@@ -1,15 +1,13 @@
 """What a part of the regime says of a run: the same for all of them, so that one table holds them.
 
 A part is a function of a seed and a budget of seconds: it plants its bug, works until the budget is
-spent, and returns an `Outcome`. `seconds` below SMALL_S: it is to see that the part runs.
+spent, and returns an `Outcome`. A budget of two seconds is to see that the part runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-SMALL_S = 10.0
 
 
 @dataclass(slots=True)

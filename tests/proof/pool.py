@@ -13,7 +13,6 @@ import shutil
 import signal
 import struct
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -100,27 +99,17 @@ def limit(seconds: int = HANG_S) -> None:
     signal.alarm(seconds)
 
 
-def fast_folder(name: str) -> Path:
-    """A new folder in memory's file system, if there is one."""
-    shared = Path("/dev/shm")
-    parent = shared if os.access(shared, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix=f"minoots-{name}-", dir=parent))
-
-
 class Home:
-    """A fast folder that goes when it is left; those of children that died before go with it."""
+    """A folder in memory's file system, if there is one, that goes when it is left; what children
+    that died before have left in it goes with it."""
 
     def __init__(self, name: str) -> None:
-        self.path = fast_folder(name)
+        shared = Path("/dev/shm")
+        parent = shared if os.access(shared, os.W_OK) else None
+        self.path = Path(tempfile.mkdtemp(prefix=f"minoots-{name}-", dir=parent))
 
     def __enter__(self) -> Path:
         return self.path
 
     def __exit__(self, *exc: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def until(seconds: float) -> Callable[[], bool]:
-    """Whether so much time is left."""
-    end_s = time.monotonic() + seconds
-    return lambda: time.monotonic() < end_s

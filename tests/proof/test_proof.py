@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,24 @@ def test_a_part_in_small(entry: run.Entry, capsys: pytest.CaptureFixture[str]) -
 
 def test_the_page_is_what_the_results_say() -> None:
     assert evidence.PAGE.read_text() == evidence.page(), "python -m tests.proof.evidence"
+
+
+def test_the_page_has_a_row_for_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    first = Outcome("cuts", 7, "again 7", {"cuts": 1500.0, "latest fire ms": 3}, "a lie")
+    second = Outcome("cuts", 8, "again 8", {"cuts": 20, "latest fire ms": 2}, "a lie", ["LOST it"])
+    for outcome in (first, second, Outcome("fuzz", 9, "", skipped="there is no fuzzer")):
+        found = json.loads(evidence.keep(outcome.seed, "make proof", [outcome]).read_text())
+        found["at"], found["machine"]["commit"] = "2026-01-02T03:04:05Z", "abc"
+        (tmp_path / f"{outcome.seed}.json").write_text(json.dumps(found))
+        for path in tmp_path.glob("2*.json"):
+            path.unlink()
+    text = evidence.page()
+    assert "| 2026-01-02 | abc | 1,500 | 3 | 0 | `again 7` |" in text
+    assert "| 2026-01-02 | abc | 20 | 2 | 1 | `again 8` |" in text
+    assert "| **all** |  | 1,520 | 3 | 1 | |" in text
+    assert "Fault: LOST it" in text
+    assert "Skipped on 2026-01-02: there is no fuzzer" in text
 
 
 def test_a_fault_ends_the_run_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
