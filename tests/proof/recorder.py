@@ -65,6 +65,7 @@ class WatchedLog:
 
     def __init__(self, log: Any, clock: VirtualClock, mark: Mark) -> None:
         self.real = log
+        self.before = log.state().commit
         self.clock = clock
         self.mark = mark
         self.batches: list[Batch] = []
@@ -75,9 +76,9 @@ class WatchedLog:
     def submit(self, batch: Batch) -> int:
         self.batches.append(batch)
         self.mark(CLOCK, self.clock.utc_ns())
-        self.mark(SUBMIT, len(self.batches))
+        self.mark(SUBMIT, self.before + len(self.batches))
         number: int = self.real.submit(batch)
-        assert number == len(self.batches)
+        assert number == self.before + len(self.batches)
         while self.real.durable() < number:
             time.sleep(0)
         self.mark(DURABLE, number)
@@ -101,10 +102,12 @@ class WatchedTables:
 
 
 class StoredNode(VirtualNode):
-    """A virtual node over the store in `path`."""
+    """A virtual node over the store in `path`. now_ns: UTC at its start."""
 
-    def __init__(self, path: Path, seed: int, mark: Mark, config: Config) -> None:
-        self.clock = VirtualClock(START_NS)
+    def __init__(
+        self, path: Path, seed: int, mark: Mark, config: Config, now_ns: int = START_NS
+    ) -> None:
+        self.clock = VirtualClock(now_ns, now_ns - START_NS)
         self._corrected = CorrectedClock(self.clock)
         self._random = random.Random(seed)
         self._follow_ns = 0
