@@ -11,6 +11,8 @@ made without syncs: those must fail, or the check is worth nothing.
 
 The images of one moment are all different; one of a moment may be one of the next moment too, where
 more was acknowledged. They are made by patching a copy in memory's file system, and undoing that.
+A seed draws the load and the images again, but not how two threads took turns: so the first image
+with a fault is kept.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ NAMES = ("log", "tables")
 DEEP_EVERY = 64  # of the images: the tables follow to the end, indexes are made anew, all compared
 LIFE_EVERY = 4096  # ... a node goes on from it until everything has fired
 LIFE_S = 60
+KEPT = Path("build/proof")
 CONFIG = recorder.config()
 CONTROL_STATES, CONTROL_STEPS, CONTROL_EACH = 150, 40, 4
 STATES_AT_ONCE, STATES_A_SECOND, STEPS = 25_000, 600, 200  # of one recording
@@ -199,6 +202,13 @@ class Image:
             for at, data in pair[file]:
                 os.pwrite(self.fds[file], data, at)
 
+    def keep(self, bases: tuple[bytes, bytes], pair: tuple[Units, Units], folder: Path) -> None:
+        """Copy the image that this makes."""
+        self.rebase(bases)
+        self.patch(pair)
+        shutil.copytree(self.path, folder)
+        self.restore(pair)
+
     def restore(self, pair: tuple[Units, Units]) -> None:
         """Take them away again."""
         for file in (LOG, TABLES):
@@ -278,7 +288,8 @@ class Tally(NamedTuple):
 
 class Plan(NamedTuple):
     """Which images are made of a recording: at most `each` of a moment, which is taken with the
-    chance `share`. turn: of `turns`, each has other moments."""
+    chance `share`. turn: of `turns`, each has other moments. kept: where the first image with a
+    fault goes."""
 
     folder: Path
     seed: int
@@ -286,6 +297,7 @@ class Plan(NamedTuple):
     each: int
     turn: int
     turns: int
+    kept: Path | None
 
 
 def work(plan: Plan, told: truth.History, home: Path, board: Board) -> None:
@@ -308,6 +320,8 @@ def work(plan: Plan, told: truth.History, home: Path, board: Board) -> None:
             board["failed"] += bool(found)
             if found:
                 board.say(f"image {number}: {found[0]}")
+                if plan.kept is not None and not plan.kept.exists():
+                    image.keep(moment.bases, pair, plan.kept)
         pool.limit(0)
 
 
@@ -351,9 +365,10 @@ def cut(
     workers: int,
     swallow: str = "",
     each: int = IMAGES_EACH,
+    kept: Path | None = None,
 ) -> Tally:
     """Enumerate about so many crash states of one recording, at least `each` of a moment where
-    there are so many."""
+    there are so many. kept: a folder that is made for the first image with a fault."""
     began_s = time.monotonic()
     with pool.Home("cut") as home:
         told = record(home / "recording", seed, steps, swallow)
@@ -371,7 +386,7 @@ def cut(
 
         def child(i: int, board: Board) -> None:
             mine = home / f"{i}-{os.getpid()}"
-            plan = Plan(home / "recording", seed, share, each, i, workers)
+            plan = Plan(home / "recording", seed, share, each, i, workers, kept)
             work(plan, told, mine, board)
 
         pool.run(child, boards)
@@ -404,12 +419,13 @@ def part(seed: int, seconds: float) -> Outcome:
         left = until_s - time.monotonic()
         states = min(STATES_AT_ONCE, max(200, int(left * STATES_A_SECOND)))
         steps = STEPS if states > 1_000 else recorder.STEPS_TO_TRIM
-        tally = cut(seed + round, states, steps, os.cpu_count() or 1)
+        kept = KEPT / f"{seed + round}"
+        tally = cut(seed + round, states, steps, os.cpu_count() or 1, kept=kept)
         outcome.add(states=tally.states, recordings=1, written_to_as_well=tally.deep)
         outcome.add(lived_on_for_22_days=tally.lives)
         outcome.add(with_a_commit_nobody_was_told_of=tally.landed, seconds=tally.seconds)
         if tally.failed:
-            outcome.faults.append(f"{tally.failed} of {tally.states}: {tally.first}")
+            outcome.faults.append(f"{tally.failed} of {tally.states}: {tally.first}; see {kept}")
         round += 1
     return outcome
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.files import close_store, open_store
 from tests.proof import shim, trace
-from tests.proof.powercut import SECTOR, _sectors, subsets
+from tests.proof.powercut import SECTOR, _sectors, cut, subsets
 from tests.proof.trace import SYNC, SYNCED, WRITE, WRITTEN, File, Record
 
 
@@ -119,3 +120,13 @@ def test_a_writable_map_ends_the_process(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == -6
     assert "written through the map" in done.stderr
+
+
+@pytest.mark.skipif(bool(shim.missing()), reason=shim.missing())
+def test_an_image_with_a_fault_is_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    tally = cut(3, 100, 30, 1, "meta", each=4, kept=kept)
+    assert tally.failed
+    assert tally.first.startswith("image ")
+    log, tables = open_store(kept)  # it opens, and has less than was acknowledged
+    close_store(kept, log, tables)
