@@ -386,7 +386,7 @@ cdef class LmdbLog:
             if rc == DAMAGED:
                 raise StoreCorrupt(f"a receipt of the events {from_seq} to {last} is damaged")
             if rc != NOTFOUND:
-                check(rc, "cannot read the receipts")
+                check(rc, f"cannot read the receipts of the events {from_seq} to {last}")
             return found
         finally:
             self.env.end_cursor(cursor)

@@ -193,9 +193,7 @@ cdef class LmdbTables:
         if past:
             assert len(after) == sizeof(DueKey), "not a key of the due index"
             memcpy(&begin, PyBytes_AS_STRING(after), sizeof(DueKey))
-        self.check_around(
-            self.dbs.due, PyBytes_FromStringAndSize(<char*>&begin, sizeof(DueKey)), True
-        )
+        self.check_around(self.dbs.due, PyBytes_FromStringAndSize(<char*>&begin, sizeof(DueKey)))
         memset(&found, 0, sizeof(DueList))
         cdef void* cursor = self.env.begin_cursor(self.dbs.due)
         try:
@@ -222,7 +220,7 @@ cdef class LmdbTables:
         assert len(after_id) in (0, 16), "an id is 16 bytes"
         fill_filter(&wanted, filter)
         if after is not NULL:
-            self.check_around(self.dbs.timers, after_id, True)
+            self.check_around(self.dbs.timers, after_id)
         cdef void* cursor = self.env.begin_cursor(self.dbs.timers)
         found.rows = <Val*>malloc(min(limit, budget) * sizeof(Val))
         try:
@@ -253,9 +251,9 @@ cdef class LmdbTables:
             self.check_around(self.dbs.notes, key)
         return found
 
-    cdef int check_around(self, Dbi dbi, bytes missed, bint present=False) except -1:
-        """Raise StoreCorrupt if one of the two rows beside the key that was not found is damaged,
-        or does not belong there. present: the key itself may be there.
+    cdef int check_around(self, Dbi dbi, bytes missed) except -1:
+        """Raise StoreCorrupt if one of the two rows beside the place of a key is damaged, or does
+        not belong there.
 
         A flipped bit of a key leaves its row where it was, so it is beside the place it is missed
         at: this is how a damaged key is told from one that was never there. Pages above the rows
@@ -271,7 +269,10 @@ cdef class LmdbTables:
         rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
         if rc == 0:
             bad = self.check_one(dbi, &key, &data)
-            bad = bad or key.size != size or memcmp(at, key.at, size) >= present
+            bad = bad or key.size != size or memcmp(at, key.at, size) > 0
+            if bad == 0 and memcmp(at, key.at, size) == 0:
+                # It is there, and it may have come after it was missed; a search has to find it.
+                bad = lm.get(self.env.reader, dbi, &key, &data)
             rc = lm.cursor_get(cursor, &key, &data, PREV)
         elif rc == NOTFOUND:
             rc = lm.cursor_get(cursor, &key, &data, LAST)
