@@ -45,9 +45,9 @@ class Board:
         (size,) = struct.unpack_from("<I", self._shared, self._size)
         return self._shared[self._size + 4 :][:size].decode(errors="replace")
 
-    def say(self, text: str) -> None:
-        """Note it, if nothing was noted before."""
-        if not self.note:
+    def say(self, text: str, *, over: bool = False) -> None:
+        """Note it, if nothing was noted before; over: even so."""
+        if over or not self.note:
             data = text.encode()[:NOTE_BYTES]
             struct.pack_into("<I", self._shared, self._size, len(data))
             self._shared[self._size + 4 : self._size + 4 + len(data)] = data

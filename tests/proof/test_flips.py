@@ -44,9 +44,9 @@ def test_no_damaged_border_is_missed(tmp_path: Path, file: int) -> None:
             reading = bench.read()
             bench.flip(file, bit)
             board["harmful"] += reading is None or bool(flips._errors(reading))
-            if reading is not None and reading.wrong:
+            if reading is not None and (reading.wrong or reading.missed):
                 board["wrong"] += 1
-                board.say(f"bit {bit}: {reading.wrong[:3]}")
+                board.say(f"bit {bit}: {reading.wrong[:3]} {reading.missed[:3]}")
 
     board = Board("harmful", "wrong")
     run(work, [board])
@@ -60,7 +60,7 @@ def test_an_undamaged_store_is_read_without_a_fault(tmp_path: Path) -> None:
         store = make(tmp_path / f"{hours}", 7, 60, hours)
         reading = Bench(tmp_path / f"bench{hours}", store).read()
         assert reading is not None
-        assert reading.wrong == flips._errors(reading) == []
+        assert reading.wrong == reading.missed == flips._errors(reading) == []
         assert store.whole == (hours == LONG_H)
 
 
