@@ -8,8 +8,8 @@ Everything is read: every event, receipt, seal, row, due and name, end and note.
 not the truth (`truth.py`) and not an error is WRONG. Damage may also end the process (LMDB follows
 a pointer to nowhere): that is told apart, and is no answer.
 
-What falls short is counted as `missed`: where a flip hits a page's head, its list of rows or a page
-number, some rows of the tables may not be seen, and nothing says so until the tables are made anew.
+What falls short is counted as `rows missed`: where a flip hits a page's head, its list of rows or a
+page number, some rows of the tables may not be seen, and nothing says so but `minoots verify`.
 
 Then the damage is repaired, if it was in the tables: by `reindex` if the rows are whole, else by
 `reindex --tables` from the log; what was damaged in the log has to be named by its number.
@@ -34,7 +34,7 @@ import engine._lmdb as lmdb_edge
 
 from edgenode.offline import reindex
 from engine.errors import EngineError
-from engine.files import close_store, open_store, verify_chain
+from engine.files import close_store, open_store, verify_chain, verify_tables
 from engine.record import check_event, unpack_note, unpack_row
 from engine.store import Filter
 from tests.proof import pool, recorder, truth
@@ -109,6 +109,7 @@ class Reading:
         self.index_errors: list[str] = []
         self.wrong: list[str] = []
         self.missed: list[str] = []
+        self.counted: list[str] = []  # what `verify` says, asked where something is missed
 
     def everything(self) -> None:
         """Each part by itself: damage in one must not hide another."""
@@ -128,6 +129,8 @@ class Reading:
             self._try(self.index_errors, partial(self._due, applied, scale))
         for name, ids in applied.named.items():
             self._try(self.index_errors, partial(self._named, name, ids))
+        if self.missed:
+            self._try(self.counted, self._verify)
 
     def _try(
         self,
@@ -185,6 +188,10 @@ class Reading:
         for number in range(first, state.commit + 1, STRIDE):
             if [commit.number for commit in self.log.commits(number, 1)] != [number]:
                 yield f"the seal of commit {number} is served, and is another one"
+
+    def _verify(self) -> Iterator[str]:
+        verify_tables(self.tables)
+        yield from ()
 
     def _scan(self, at: truth.Standing) -> Iterator[str]:
         rows, after = self.tables.scan(Filter(), b"", len(at.rows) + 2, truth.EVERYTHING)
@@ -287,6 +294,7 @@ def one(bench: Bench, file: int, bit: int, board: Board) -> None:
         board.say(f"bit {bit} of {NAMES[file]}: {reading.wrong[0]}", over=True)
     if reading is not None and reading.missed:
         board["missed"] += 1
+        board["counted"] += bool(reading.counted or _errors(reading))
     errors = [] if reading is None else _errors(reading)
     if reading is None or errors:
         board["at_open" if reading is None else "at_read"] += 1
@@ -396,7 +404,8 @@ def part(seed: int, seconds: float) -> Outcome:
         outcome.add(ended_the_process=counts["died"] + counts["hung"])
         outcome.add(log_found_when_read=counts["log_hits"], log_named_by_number=counts["named"])
         outcome.add(tables_found=counts["tables_hits"], tables_repaired=counts["repaired"])
-        outcome.add(missed_in_the_tables=counts["missed"], seconds=tally.seconds)
+        outcome.add(rows_missed=counts["missed"], found_by_verify=counts["counted"])
+        outcome.add(seconds=tally.seconds)
         if counts["wrong"]:
             outcome.faults.append(f"{counts['wrong']} of {tally.flips}: {tally.first}")
         round += 1

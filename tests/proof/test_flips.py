@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.proof.flips import LONG_H, Bench, make
 from tests.proof.pool import Board, limit, run
 from tests.proof.powercut import NAMES, PAGE
 
+LEAF = 2  # ... that holds rows
 BRANCH = 1  # the flag of a page that holds keys and page numbers, no rows
 PAGE_HEAD = struct.Struct("<QHHHH")  # number, pad, flags, lower, upper
 
@@ -53,6 +55,42 @@ def test_no_damaged_border_is_missed(tmp_path: Path, file: int) -> None:
     assert board["wrong"] == 0, board.note
     assert board["at"] == len(bits) > 20
     assert board["harmful"] > 5, "no border that is in use was hit"
+
+
+def lengths(data: bytes) -> Iterator[int]:
+    """The offsets of the field of each leaf page that says how many rows it has."""
+    for start in range(0, len(data), PAGE):
+        number, _, flags, _, _ = PAGE_HEAD.unpack_from(data, start)
+        if flags == LEAF and number == start // PAGE:
+            yield start + 12
+
+
+def test_what_a_damaged_page_hides_is_counted_by_verify(tmp_path: Path) -> None:
+    store = make(tmp_path / "made", 5, 60, LONG_H)
+    bits = [8 * at + bit for at in lengths(store.files[1]) for bit in range(1, 7)]
+
+    def work(i: int, board: Board) -> None:
+        bench = Bench(tmp_path / f"bench{board['at']}", store)
+        for number, bit in enumerate(bits[board["at"] :], board["at"] + 1):
+            board["at"] = number
+            limit()
+            bench.flip(1, bit)
+            reading = bench.read()
+            bench.flip(1, bit)
+            if reading is None:
+                continue
+            # Ends and idempotency keys are not counted.
+            hidden = [text for text in reading.missed if not re.search("the (end|note)", text)]
+            board["hidden"] += bool(hidden)
+            if hidden and not (reading.counted or flips._errors(reading)):
+                board["unseen"] += 1
+                board.say(f"bit {bit}: {hidden[:3]}", over=True)
+
+    board = Board("hidden", "unseen")
+    run(work, [board])
+    assert board["at"] == len(bits)
+    assert board["hidden"] > 5, "no page that is in use was hit"
+    assert board["unseen"] == 0, board.note
 
 
 def test_an_undamaged_store_is_read_without_a_fault(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgenode.offline import reindex
+from edgenode.offline import reindex, verify
 from engine.errors import StoreCorrupt
 from engine.files import open_store
 from tests.unit.stored import behind, filled, flip, opened, timer_id
@@ -66,3 +66,25 @@ def test_tables_of_a_trimmed_log_are_not_touched(
     assert "position does not agree" in capsys.readouterr().err
     flip(path / "tables", *STANDING)
     assert rows_of(path) == before
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (b"due", "the tables show 38 dues of scale wall, and should 39"),
+        (b"names", "the tables show 38 timers of the name"),
+    ],
+)
+def test_verify_counts_what_the_tables_show(
+    tmp_path: Path, table: bytes, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "store"
+    filled(path)
+    assert verify(path) == 0
+    assert "39 timers in the tables agree with their indexes" in capsys.readouterr().out
+    with behind(path / "tables", table) as (txn, keys):
+        txn.delete(keys[5])
+    assert verify(path) == 1
+    assert says in capsys.readouterr().err
+    assert reindex(path, tables=False) == 0
+    assert verify(path) == 0
