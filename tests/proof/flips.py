@@ -54,6 +54,7 @@ KINDS = (
     "at_read",
     "wrong",
     "missed",
+    "counted",
     "log_hits",
     "named",
     "tables_hits",
