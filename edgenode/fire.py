@@ -9,8 +9,9 @@ from __future__ import annotations
 from edgenode import misfire
 from edgenode._expire import expire
 from edgenode.definitions import budget_of, replace_rule, slim
-from edgenode.ledger import TICK_NS, Awaited, Ledger, Timer
+from edgenode.ledger import TICK_NS, Ledger, Timer
 from edgenode.misfire import Policy, Verdict
+from edgenode.turns import Awaited
 from engine import schedule as rules
 from engine.clock import tick_at_or_after
 from engine.record import FLAG_MISFIRE, FLAG_SLIM, Image, Kind, Scale, rule_of

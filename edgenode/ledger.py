@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from edgenode._draft import write
 from edgenode._encode import Encoder
@@ -26,7 +26,7 @@ from edgenode.edges import StoreLog, StoreTables
 from edgenode.encode import Identity
 from edgenode.held import NOTHING, Held
 from edgenode.occupancy import Occupancy
-from edgenode.turns import Outcome
+from edgenode.turns import Awaited, Outcome
 from engine._hot import HotSet
 from engine.clock import Now, tick_at_or_after
 from engine.pulse import Left
@@ -61,15 +61,6 @@ TICK_NS = (
 
 
 _receipt = struct.Struct("<Qq").pack
-
-
-class Awaited(NamedTuple):
-    """An expiry that has yet to leave. due_ns: on the steady scale, or UTC if it is `wall`."""
-
-    id: bytes
-    due_ns: int
-    wall: bool
-    budget_ns: int = 0  # lateness above this becomes an event; 0: none does
 
 
 @dataclass(slots=True)

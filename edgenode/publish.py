@@ -12,7 +12,7 @@ from typing import Protocol
 from edgenode import encode
 from edgenode._encode import Encoder
 from edgenode.encode import Identity
-from edgenode.ledger import Awaited
+from edgenode.turns import Awaited
 from engine.pulse import Release
 from engine.record import Kind
 

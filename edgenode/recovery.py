@@ -23,8 +23,9 @@ from edgenode.edges import StoreLog, StoreTables
 from edgenode.encode import Identity
 from edgenode.held import HELD_KEY, held_of
 from edgenode.horizon import Horizon
-from edgenode.ledger import FOR_EVER_NS, TICK_NS, Awaited, Ledger
+from edgenode.ledger import FOR_EVER_NS, TICK_NS, Ledger
 from edgenode.overdue import guard
+from edgenode.turns import Awaited
 from engine import schedule as rules
 from engine._hot import HotSet
 from engine._wheel import Wheel

@@ -1,4 +1,4 @@
-"""A turn that is closed: what is to be committed, and what may leave once that is durable."""
+"""Turns that are closed: what is to be committed, what may leave then, and what waits to fire."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from typing import NamedTuple
 
 from edgenode.call import Answer
 from engine.store import Batch
+
+
+class Awaited(NamedTuple):
+    """An expiry that has yet to leave. due_ns: on the steady scale, or UTC if it is `wall`."""
+
+    id: bytes
+    due_ns: int
+    wall: bool
+    budget_ns: int = 0  # lateness above this becomes an event; 0: none does
 
 
 @dataclass(slots=True)

@@ -307,3 +307,19 @@ cdef int trim_seals(void* txn, Dbi dbi, uint64_t below, uint32_t budget) noexcep
         rc = lm.cursor_del(cursor, 0)
     lm.cursor_close(cursor)
     return 0 if rc == NOTFOUND else rc
+
+
+cdef bint lies_inside(void* txn, Dbi dbi, uint64_t seq) noexcept nogil:
+    """Whether `seq` lies between the first and the last key, so that it should be there."""
+    cdef Val key, data
+    cdef void* cursor
+    cdef bint inside = True
+    if lm.cursor_open(txn, dbi, &cursor):
+        return True
+    cdef int rc = lm.cursor_get(cursor, &key, &data, FIRST)
+    if rc == NOTFOUND or (rc == 0 and key_of(&key) >= seq):
+        inside = False
+    elif rc == 0 and lm.cursor_get(cursor, &key, &data, LAST) == 0:
+        inside = seq < key_of(&key)
+    lm.cursor_close(cursor)
+    return inside

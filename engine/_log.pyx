@@ -38,6 +38,7 @@ from engine._commit cimport (
     fill_job,
     free_job,
     key_of,
+    lies_inside,
     seek_receipt,
     write_job,
 )
@@ -487,19 +488,3 @@ cdef object unpack_seal(uint64_t number, bytes data):
         seal.receipts_count,
         notes,
     )
-
-
-cdef bint lies_inside(void* txn, Dbi dbi, uint64_t seq) noexcept nogil:
-    """Whether `seq` lies between the first and the last key, so that it should be there."""
-    cdef Val key, data
-    cdef void* cursor
-    cdef bint inside = True
-    if lm.cursor_open(txn, dbi, &cursor):
-        return True
-    cdef int rc = lm.cursor_get(cursor, &key, &data, FIRST)
-    if rc == NOTFOUND or (rc == 0 and key_of(&key) >= seq):
-        inside = False
-    elif rc == 0 and lm.cursor_get(cursor, &key, &data, LAST) == 0:
-        inside = seq < key_of(&key)
-    lm.cursor_close(cursor)
-    return inside

@@ -21,9 +21,9 @@ import pytest
 import zmq
 
 from tests.e2e.harness import Node, Raw
-from tests.e2e.ledger import SCHEDULED
 from tests.e2e.load import replay, until
 from tests.e2e.test_resources import failing, mount_small, skip
+from tests.proof.ledger import SCHEDULED
 
 ALL = os.environ.get("MINOOTS_RESOURCES") == "all"
 SLICES = {"MINOOTS__LOG__SLICE_DELAY": "20ms"}  # so that the tables' commits fail too

@@ -12,7 +12,7 @@ each watcher was shown, and what no client can know: when each expiry really lef
     ORDER      the log's numbers have a gap, repeat, or differ from what was read before
     QUIET      something still goes on when all has ended
 
-Where nobody sets the clock and timers are only made and cancelled, `tests/e2e/ledger.py` judges
+Where nobody sets the clock and timers are only made and cancelled, `tests/proof/ledger.py` judges
 too.
 """
 
@@ -26,7 +26,7 @@ import orjson
 
 from edgenode._encode import Encoder
 from minoots.wire.times import parse_instant
-from tests.e2e.ledger import CANCELLED, EXPIRED, SCHEDULED, OutsideLedger
+from tests.proof.ledger import CANCELLED, EXPIRED, SCHEDULED, OutsideLedger
 from tests.sim.world import MS, START_NS, World
 
 LATE_NS_MAX = 5 * MS
@@ -125,7 +125,7 @@ class Book:
 
     @property
     def agrees_outside(self) -> bool:
-        """Whether `tests/e2e/ledger.py` can judge this run too."""
+        """Whether `tests/proof/ledger.py` can judge this run too."""
         return self.plain and not self.stepped and not self.trims
 
     def fill(self, history: dict[int, bytes]) -> None:
