@@ -46,7 +46,7 @@ from engine.record import (
     unpack_row,
 )
 from engine.store import Filter
-from minoots import verbs
+from minoots import arguments, consumer_verbs, verbs
 from minoots.event import Stamp, read_event
 from minoots.order import Interest, WatchCore
 from minoots.requests import Call, Patience, Request, read_reply
@@ -206,7 +206,11 @@ def _questions() -> list[Request[Any]]:
         verbs.replay_page(ReplayFrom(), EventFilter(), 10),
         verbs.history_page("tmr_x", 10, None),
         verbs.time_sync(1),
-        verbs.cancel_many(None, ["tmr_x"]),
+        verbs.change_many(*arguments.many("cancel", None, ["tmr_x"])),
+        consumer_verbs.info("w"),
+        consumer_verbs.list_page(10, None),
+        consumer_verbs.pull("w", 10, "1s"),
+        consumer_verbs.ack("w", ["1.2.3"]),
     ]
 
 
@@ -306,7 +310,9 @@ def fired(data: bytes) -> None:
         hot = HotSet(Wheel(capacity=64, now_tick=0))
         arguments = (hot, data[40:56].ljust(16, b"\0"), sealed(data, seed), stored_seq)
         try:
-            expire(*arguments, [], 9, NOW, 1 << 50, TICK_NS, 10**9, 0, UTC_NS + 10**12, False)
+            expire(
+                *arguments, [], 9, NOW, 1 << 50, TICK_NS, 10**9, 0, UTC_NS + 10**12, False, (0, 0)
+            )
         except (StoreCorrupt, StoreTooNew):
             continue
 
