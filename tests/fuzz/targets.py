@@ -57,6 +57,7 @@ from tests.fuzz import planted
 from tests.unit import slow_draft, stored
 
 UTC_NS = 1_800_000_000_000_000_000
+FAR_NS = UTC_NS + 10**12
 NOW = Now(UTC_NS - 5, UTC_NS, 5)
 LIMITS = LimitsSection()
 SPLIT = b"\xff\xfe"  # between frames; in no UTF-8
