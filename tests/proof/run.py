@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.proof import evidence, flips, fscuts, kills, powercut, shim
+from tests.proof import evidence, flips, fscuts, fuzzed, kills, powercut, shim, simulated
 from tests.proof.outcome import Outcome, Part
 
 RUN_S = 600.0
@@ -38,6 +38,8 @@ PARTS = [
     Entry("bit-flips", 2, flips.part),
     Entry("kills", 4, kills.part),
     Entry("fs-cuts", 2, fscuts.part),
+    Entry("simulation", 3, simulated.part),
+    Entry("fuzzing", 2, fuzzed.part),
 ]
 
 

