@@ -32,8 +32,14 @@ class Match(NamedTuple):
         return bool(select([record], 0, *self))
 
 
-def read_match(asked: EventFilter) -> Match:
-    """Check a filter. Raises Refused."""
+def read_match(asked: EventFilter, tenant: str) -> Match:
+    """Check the filter of a client of `tenant`. Raises Refused."""
+    if asked.tenant not in ("", tenant):
+        raise refusal(
+            "forbidden",
+            f"filter.tenant is {asked.tenant[:80]!r}; this client reads those of {tenant!r}",
+            pointer="/filter/tenant",
+        )
     low = high = _ALL
     if asked.types:
         bits = sum(1 << kind for kind in _kinds(asked.types))

@@ -162,7 +162,7 @@ def _restore_one(
             f"consumer {state.config.name!r} has version {state.version}, newer than {VERSION}; "
             "upgrade minoots"
         )
-    plan = read_plan(state.config)
+    plan = read_plan(state.config, tenant)
     consumer = consumers.make(tenant, state.config, plan, state.created_ns, state.cursor)
     consumer.noted_cursor = state.cursor
     consumer.counts = Counts(*state.counts)

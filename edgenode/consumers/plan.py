@@ -40,7 +40,7 @@ class Plan(NamedTuple):
         return self.waits_ns[min(attempt, len(self.waits_ns)) - 1]
 
 
-def read_plan(asked: ConsumerConfig) -> Plan:
+def read_plan(asked: ConsumerConfig, tenant: str) -> Plan:
     """Check a configuration, all but where it begins. Raises Refused."""
     check_name(asked.name)
     _between("max_deliver", asked.max_deliver, 0, DELIVER_MAX)
@@ -60,7 +60,7 @@ def read_plan(asked: ConsumerConfig) -> Plan:
     if asked.inactive_threshold is not None:
         inactive_ns = read_span("inactive_threshold", asked.inactive_threshold, ACK_WAIT_NS_MIN)
     read_span("ack_wait", asked.ack_wait, ACK_WAIT_NS_MIN, at_most)
-    match = read_match(asked.filter)
+    match = read_match(asked.filter, tenant)
     if not asked.filter.types:  # what the node tells of itself has to be asked for
         match = match._replace(kinds_low=_TIMER_KINDS, kinds_high=0)
     return Plan(

@@ -50,8 +50,8 @@ def find(ledger: Ledger, call: Call, name: str, pointer: str = "/name") -> Consu
 def create(ledger: Ledger, call: Call) -> Steps:
     """`consumer.create`: the same again changes nothing, another under the name is refused."""
     asked = call.read(_config)
-    plan = read_plan(asked)
     tenant = call.principal.tenant
+    plan = read_plan(asked, tenant)
     there = ledger.consumers.get(tenant, asked.name)
     if there is None:
         first = yield from _begin(ledger, asked, plan)

@@ -81,7 +81,7 @@ def _passing(
     ledger: Ledger, consumer: Consumer, asked: bodies.EventFilter, after: int, most: int
 ) -> Generator[int, None, list[Dead]]:
     """Up to `most` dead letters whose event passes a filter, in order."""
-    match, found = read_match(asked), []
+    match, found = read_match(asked, consumer.tenant), []
     for looked, dead in enumerate(list(consumer.dead.after(after)), 1):
         if looked % STEP == 0:
             yield 0

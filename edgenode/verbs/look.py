@@ -191,7 +191,7 @@ def replay(ledger: Ledger, call: Call) -> Steps:
     """
     asked = call.read(_replay)
     limit = _page_size(asked.limit)
-    match = read_match(asked.filter)
+    match = read_match(asked.filter, call.principal.tenant)
     seq = replay_start(ledger, asked.from_)
     events: list[bytes] = []
     size = scanned = 0

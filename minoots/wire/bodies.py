@@ -154,9 +154,11 @@ class ReplayFrom(_Body):
 
 
 class EventFilter(_Body):
-    """Which events: types such as `timer.expired`, labels, name prefix."""
+    """Which events: types such as `timer.expired`, labels, name prefix. tenant: the client's own,
+    which is the default."""
 
     types: list[str] = []
+    tenant: str = ""
     labels: dict[str, str] = {}
     name_prefix: str = ""
 

@@ -61,6 +61,18 @@ def test_a_filter_is_by_type_label_and_name(work: Work) -> None:
     assert told == ["all", "labels", "prefix", "node"]
 
 
+def test_a_filter_is_for_the_clients_own_tenant(work: Work) -> None:
+    work.make(filter={"types": ["timer.expired"], "tenant": "default"})
+    work.fire(1)
+    assert names(work.pull()) == ["t0"]
+    for op, body in (
+        ("consumer.create", {"name": "x", "filter": {"tenant": "acme"}}),
+        ("stream.replay", {"filter": {"tenant": "acme"}}),
+        ("dlq.list", {"consumer": "w", "filter": {"tenant": "acme"}}),
+    ):
+        assert work.refused(op, body)["code"] == "forbidden"
+
+
 def test_not_more_than_max_ack_pending_are_out(work: Work) -> None:
     work.make(max_ack_pending=2)
     work.fire(3)
