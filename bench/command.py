@@ -9,7 +9,9 @@ from typing import Any
 
 from bench import coefficients, plot, report
 
-ALL = ("wheel", "store", "turn", "node", "jitter", "recovery", "growth", "consumers")  # not `peers`
+ALL = (  # not `peers`
+    *("wheel", "store", "turn", "node", "jitter", "recovery", "growth", "consumers", "backup"),
+)
 GROWING = ("wheel", "recovery", "growth")  # those that `--large` takes to ten million timers
 README = report.ROOT / "bench" / "README.md"
 

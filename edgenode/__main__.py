@@ -107,16 +107,8 @@ def demo_command(seconds: float) -> None:
     "what",
     type=click.Choice(
         [
-            "wheel",
-            "store",
-            "turn",
-            "node",
-            "jitter",
-            "recovery",
-            "growth",
-            "consumers",
-            "peers",
-            "all",
+            *("wheel", "store", "turn", "node", "jitter", "recovery", "growth", "consumers"),
+            *("backup", "peers", "all"),
         ]
     ),
 )
@@ -128,8 +120,8 @@ def demo_command(seconds: float) -> None:
 )
 @click.option("--out", metavar="DIR", help="Write WHAT.json, its plot and its page there.")
 def bench_command(what: str, small: bool, large: bool, out: str | None) -> None:
-    """Measure the wheel, the store, the turn, a whole node, how late it fires, how it restarts and
-    grows, on this machine.
+    """Measure the wheel, the store, the turn, a whole node, how late it fires, how it restarts,
+    grows and is backed up, on this machine.
 
     `peers` runs the same work on other timer services, as far as they are installed; it is not
     part of `all`. Fails if a timer fired early.
@@ -157,6 +149,36 @@ def doctor_command(data: str | None, config: str | None, as_json: bool) -> None:
     found = doctor.findings(gather(loaded, data_dir(data)))
     click.echo(doctor.as_json(found) if as_json else "\n".join(doctor.as_lines(found)))
     sys.exit(0 if doctor.sound(found) else EXIT_FAILED)
+
+
+@cli.command("support-bundle")
+@click.argument("target", metavar="FILE.tar.gz")
+@click.option("--data", metavar="DIR", help="Data directory, as for run.")
+@click.option("--config", metavar="FILE", help="Configuration file (TOML).")
+@click.option("--log", metavar="FILE", help="The node's log lines, of which the last go in.")
+def support_command(target: str, data: str | None, config: str | None, log: str | None) -> None:
+    """Write what somebody who helps needs to know, without payloads, names and secrets."""
+    from edgenode.config import Config, data_dir
+    from edgenode.machine import gather
+    from edgenode.support import write_bundle
+    from minoots.client import Client
+    from minoots.wire.problems import MinootsError
+
+    loaded = _load_config(config, {})
+    assert isinstance(loaded, Config)
+    place = data_dir(data)
+    try:
+        with Client(data=str(place), timeout=2.0) as client:
+            stats = client.stats()
+    except (MinootsError, OSError) as error:
+        stats = {"error": str(error)}
+    try:
+        names = write_bundle(
+            Path(target), loaded, place, gather(loaded, place), stats, Path(log) if log else None
+        )
+    except OSError as error:
+        _fail(f"{error.filename or target}: {error.strerror}")
+    click.echo(f"{target}: {', '.join(names)}; look through it before you send it")
 
 
 @cli.command("sizing")
@@ -201,12 +223,74 @@ def reindex_command(data: str | None, tables: bool, accept_loss: bool) -> None:
 
 @cli.command("verify")
 @click.option("--data", metavar="DIR", help="Data directory of a node that is stopped.")
-def verify_command(data: str | None) -> None:
-    """Recompute the log's hash chain and checksums; the node must be stopped."""
-    from edgenode.config import data_dir
-    from edgenode.offline import verify
+@click.option(
+    "--from-backup",
+    "backups",
+    metavar="DIR",
+    multiple=True,
+    help="Check a backup instead; again for each increment on top of it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify_command(data: str | None, backups: tuple[str, ...], as_json: bool) -> None:
+    """Replay the whole log, and compare the tables with what comes of it: exit 0 if all agrees.
 
-    sys.exit(verify(data_dir(data)))
+    The first difference is told with its place. The node must be stopped; a backup can be checked
+    beside it.
+    """
+    from edgenode.config import data_dir
+    from edgenode.offline import verify, verify_backups
+
+    if backups:
+        sys.exit(verify_backups([Path(name) for name in backups], as_json=as_json))
+    sys.exit(verify(data_dir(data), as_json=as_json))
+
+
+@cli.command("compact")
+@click.option("--data", metavar="DIR", help="Data directory of a node that is stopped.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compact_command(data: str | None, as_json: bool) -> None:
+    """Rewrite the files of a stopped node without the pages that are free in them."""
+    from edgenode.config import data_dir
+    from edgenode.offline import compact_in
+
+    sys.exit(compact_in(data_dir(data), as_json=as_json))
+
+
+@cli.command("backup")
+@click.argument("target", metavar="TO")
+@click.option("--data", metavar="DIR", help="Data directory of the node, which may run.")
+@click.option("--since", metavar="DIR", help="An earlier backup: write only the log since then.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+def backup_command(target: str, data: str | None, since: str | None, as_json: bool) -> None:
+    """Back up a node into the new directory TO, while it goes on firing.
+
+    Runs on the node's machine, as its user or root. What was written is read again and replayed.
+    """
+    from edgenode.config import data_dir
+    from edgenode.offline import backup
+    from engine.clock import OsClock
+
+    before = Path(since) if since else None
+    sys.exit(backup(data_dir(data), Path(target), before, OsClock(), as_json=as_json))
+
+
+@cli.command("restore")
+@click.argument("backups", metavar="BACKUP [INCREMENT]...", nargs=-1, required=True)
+@click.option("--data", metavar="DIR", help="Data directory, which has no store yet.")
+@click.option("--epoch", default=0, metavar="N", help="The new epoch; without it the next one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def restore_command(backups: tuple[str, ...], data: str | None, epoch: int, as_json: bool) -> None:
+    """Restore a backup, and the increments on top of it in order, into an empty data directory.
+
+    All of it is checked before anything is written. The epoch is raised, so that no reader of the
+    log takes it for the one it knew.
+    """
+    from edgenode.config import data_dir
+    from edgenode.offline import restore_to
+    from engine.clock import OsClock
+
+    folders = [Path(name) for name in backups]
+    sys.exit(restore_to(data_dir(data), folders, OsClock(), epoch, as_json=as_json))
 
 
 def main() -> None:

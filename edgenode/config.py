@@ -7,6 +7,7 @@ defaults here. Everything that is wrong is told at once, each with its path, val
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -175,6 +176,9 @@ class Config:
     limits: LimitsSection = field(default_factory=LimitsSection)
 
 
+_HEADER = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
+_KEY = re.compile(r"\s*([\w-]+(?:\s*\.\s*[\w-]+)*)\s*=")
+
 SECTIONS: dict[str, type] = {
     "node": NodeSection,
     "doors": DoorsSection,
@@ -217,18 +221,44 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]
 
 def _take_file(path: Path, values: dict[str, dict[str, Any]], faults: list[str]) -> None:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         faults.append(f"{path}: not TOML: {error}")
         return
+    lines = _lines(text)
+
+    def place(name: str) -> str:
+        return f"{path}:{lines[name]}" if name in lines else str(path)
+
     for section, table in document.items():
         if section not in SECTIONS:
-            faults.append(f"{path}: [{section}] is not a section; known: {', '.join(SECTIONS)}")
+            faults.append(
+                f"{place(section)}: [{section}] is not a section; known: {', '.join(SECTIONS)}"
+            )
         elif not isinstance(table, dict):
-            faults.append(f"{path}: {section} is {table!r}; write a table, [{section}]")
+            where = place(section)
+            faults.append(f"{where}: {section} is {table!r}; write a table, [{section}]")
         else:
             for key, value in table.items():
-                values[section][key] = (value, f"{path}: {section}.{key}", False)
+                name = f"{section}.{key}"
+                values[section][key] = (value, f"{place(name)}: {name}", False)
+
+
+def _lines(text: str) -> dict[str, int]:
+    """On which line of TOML each section and "section.key" stands, as far as it is written plainly:
+    tomllib does not tell."""
+    found: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            section = f"{header[1]}."
+            found.setdefault(header[1], number)
+        elif key := _KEY.match(line):
+            name = section + re.sub(r"\s", "", key[1])
+            found.setdefault(name, number)
+            found.setdefault(name.partition(".")[0], number)
+    return found
 
 
 def _take_text(

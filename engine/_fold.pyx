@@ -210,9 +210,9 @@ cdef int fold_timer(
             break
     cdef int rc
     if born.kind == KIND_SCHEDULED:
-        if finished:
+        if finished and not fold.lenient:
             return put_done(fold, image, fault)
-        rc = put_row(fold, image, blob, blob_bytes, NOOVERWRITE, fault)
+        rc = KEYEXIST if finished else put_row(fold, image, blob, blob_bytes, NOOVERWRITE, fault)
         if rc == 0:
             return index(fold, NULL, image, fault)
         if rc != KEYEXIST:

@@ -17,7 +17,6 @@ whose last event the log still holds. Like the log's, it stops for good at an er
 import threading
 
 cimport cython
-
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
@@ -203,6 +202,8 @@ cdef class Follower:
         pthread_cond_signal(&self.wake)
         cdef uint64_t reached = self.standing.done_below
         pthread_mutex_unlock(&self.lock)
+        self.env.forget_dead_readers()
+        self.log_env.forget_dead_readers()
         return reached
 
     cdef int close(self) except -1:

@@ -65,6 +65,7 @@ cdef struct Api:
     int (*env_get_fd)(void* env, int* fd) noexcept nogil
     int (*env_info)(void* env, EnvironmentInfo* info) noexcept nogil
     int (*env_stat)(void* env, Stat* stat) noexcept nogil
+    int (*reader_check)(void* env, int* dead) noexcept nogil
     int (*txn_begin)(void* env, void* parent, unsigned int flags, void** txn) noexcept nogil
     int (*txn_commit)(void* txn) noexcept nogil
     void (*txn_abort)(void* txn) noexcept nogil
@@ -94,6 +95,7 @@ cdef class Environment:
     cdef unsigned int page_bytes
     cdef int fd
     cdef int users
+    cdef bint readonly
     cdef readonly str path
 
     cdef list open_dbs(self, tuple names, int format_version)
@@ -105,6 +107,7 @@ cdef class Environment:
     cdef void end_read(self) noexcept nogil
     cdef void* begin_cursor(self, Dbi dbi) except NULL
     cdef void end_cursor(self, void* cursor) noexcept nogil
+    cdef int forget_dead_readers(self) noexcept nogil
     cdef void drop_pages(self) noexcept nogil
     cdef uint64_t used_bytes(self, void* txn, Dbi databases) noexcept nogil
     cdef void acquire(self) noexcept

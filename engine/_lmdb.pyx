@@ -89,6 +89,7 @@ cdef int load() except -1:
     lm.env_get_fd = <int (*)(void*, int*) noexcept nogil>find(so, b"env_get_fd")
     lm.env_info = <int (*)(void*, EnvironmentInfo*) noexcept nogil>find(so, b"env_info")
     lm.env_stat = <int (*)(void*, Stat*) noexcept nogil>find(so, b"env_stat")
+    lm.reader_check = <int (*)(void*, int*) noexcept nogil>find(so, b"reader_check")
     lm.txn_begin = <int (*)(void*, void*, unsigned int, void**) noexcept nogil>find(
         so, b"txn_begin"
     )
@@ -169,10 +170,13 @@ cdef int put_bytes(void* txn, Dbi dbi, bytes name, bytes value) noexcept:
 
 @cython.final
 cdef class Environment:
-    """One open LMDB environment: a directory with `data.mdb` and `lock.mdb`."""
+    """One open LMDB environment: a directory with `data.mdb` and `lock.mdb`.
 
-    def __cinit__(self, path: str, size_t map_bytes = 0):
-        self.path = path
+    readonly: to read beside another process that writes it.
+    """
+
+    def __cinit__(self, path: str, size_t map_bytes = 0, bint readonly = False):
+        self.path, self.readonly = path, readonly
         self.fd = -1
         found = os.stat(path)
         self.device, self.inode = found.st_dev, found.st_ino
@@ -183,7 +187,7 @@ cdef class Environment:
         check(lm.env_set_maxdbs(self.env, DATABASES_MAX), f"cannot open {path}")
         cdef bytes name = os.fsencode(path)
         cdef Stat stat
-        cdef int rc = lm.env_open(self.env, name, NOTLS, MODE)
+        cdef int rc = lm.env_open(self.env, name, NOTLS | (RDONLY if readonly else 0), MODE)
         if rc:
             raise error_of(-1, rc, f"cannot open {path}")
         _opened.add((self.device, self.inode))
@@ -202,16 +206,17 @@ cdef class Environment:
 
     cdef list open_dbs(self, tuple names, int format_version):
         """The named databases, of which the first is `meta`. They and the format stamp are made
-        together, in an environment that has none; later each of them must be there."""
+        together, in an environment that has none; later each of them must be there, as they must
+        for a reader."""
         cdef void* txn
         cdef Dbi dbi
         cdef Stat stat
         cdef bint fresh
         cdef list found = []
-        cdef int rc = lm.txn_begin(self.env, NULL, 0, &txn)
+        cdef int rc = lm.txn_begin(self.env, NULL, RDONLY if self.readonly else 0, &txn)
         if rc == 0:
             rc = lm.stat(txn, MAIN_DBI, &stat)
-            fresh = stat.entries == 0
+            fresh = stat.entries == 0 and not self.readonly
             for name in names:
                 rc = rc or lm.dbi_open(txn, name, CREATE if fresh else 0, &dbi)
                 found.append(dbi)
@@ -293,6 +298,13 @@ cdef class Environment:
     cdef void end_cursor(self, void* cursor) noexcept nogil:
         lm.cursor_close(cursor)
         self.end_read()
+
+    cdef int forget_dead_readers(self) noexcept nogil:
+        """Free the places of readers whose process is gone: while one stands, no page that was in
+        use at its time is used again. Their count; some microseconds."""
+        cdef int dead = 0
+        lm.reader_check(self.env, &dead)
+        return dead
 
     cdef void drop_pages(self) noexcept nogil:
         """Take the file's pages out of this process; they stay in the page cache.

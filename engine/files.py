@@ -107,6 +107,16 @@ def close_store(data_dir: Path, log: LmdbLog, tables: LmdbTables) -> None:
         os.close(lock_fd)
 
 
+@contextmanager
+def hold(data_dir: Path) -> Iterator[None]:
+    """Keep every other process from opening the store. Raises StoreLocked, StoreFailed."""
+    lock_fd = _lock(data_dir)
+    try:
+        yield
+    finally:
+        os.close(lock_fd)
+
+
 def check_tail(log: LmdbLog) -> None:
     """Raise StoreCorrupt unless the last commit's chain covers its events, as far as they are
     kept; a log whose newest commit was the only one left is taken on trust."""

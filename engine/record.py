@@ -49,8 +49,12 @@ FLAG_BLOB = 2  # a definition follows the image
 FLAG_MISFIRE = 4  # it fired late because the node was down or overloaded
 FLAG_SLIM = 8  # what follows the image is only rule, name and labels, to show: never fold it
 
+# crc32, version, seq, commit, live_count, notes_count, done_below, rebuilt_from, rebuild_to, swept
+STANDING = struct.Struct("<IIQQQQQQQ16s")
+
 ROW_SEED = 0x4D494E4F  # a row's checksum starts here, an event's at its seq: neither passes as the
 NOTE_SEED = 0x4E4F5445  # other, nor at another place
+META_SEED = 0x4D455441
 
 
 class Kind(IntEnum):
@@ -147,6 +151,21 @@ class Note(NamedTuple):
     events_count: int
     reply: bytes
 
+
+class Standing(NamedTuple):
+    """How far the tables have followed the log, and what they hold; see `_fold.pxd`."""
+
+    seq: int
+    commit: int
+    live_count: int
+    notes_count: int
+    done_below: int
+    rebuilt_from: int
+    rebuild_to: int
+    swept: bytes
+
+
+NO_STANDING = Standing(0, 0, 0, 0, 1, 0, 0, bytes(16))  # of tables that were never written
 
 _crc32 = zlib.crc32
 _event_pack = EVENT_HEAD.pack
@@ -286,6 +305,20 @@ def unpack_note(data: bytes) -> Note:
     if len(reply) != length:
         raise StoreCorrupt(f"an idempotency note holds {len(reply)} of {length} bytes")
     return Note(key, body_hash, at_ns, first_seq, count, reply)
+
+
+def pack_standing(standing: Standing) -> bytes:
+    """Encode the tables' position, as `meta` holds it under b"standing"."""
+    body = STANDING.pack(0, RECORD_VERSION, *standing)[4:]
+    return _u32(_crc32(body, META_SEED)) + body
+
+
+def unpack_standing(data: bytes) -> Standing:
+    """Decode and check the tables' position. Raises StoreCorrupt."""
+    right = len(data) == STANDING.size
+    if not right or int.from_bytes(data[:4], "little") != _crc32(memoryview(data)[4:], META_SEED):
+        raise StoreCorrupt("the tables' position does not agree with its checksum")
+    return Standing._make(STANDING.unpack(data)[2:])
 
 
 def name_hash(name: bytes, tenant: int = 0) -> int:

@@ -58,6 +58,15 @@ class LogState(NamedTuple):
     bytes_used: int
 
 
+class LogEnds(NamedTuple):
+    """The oldest and the newest of what a log keeps: 0 of what there is none of."""
+
+    first_seq: int
+    last_seq: int
+    first_commit: int
+    last_commit: int
+
+
 class Commit(NamedTuple):
     """The seal of one commit, as it is stored."""
 

@@ -22,6 +22,7 @@ from minoots.cli import (
     finding,
     forecast,
     overdue,
+    top,
     work,
 )
 from minoots.cli.settings import Settings, common
@@ -75,7 +76,7 @@ def cli() -> None:
     """Durable timers: schedule them, watch them fire, and read what happened."""
 
 
-_ROOMS = (changes, bulk, finding, forecast, explain, events, consumers, work, about, overdue)
+_ROOMS = (changes, bulk, finding, forecast, explain, events, consumers, work, about, top, overdue)
 for _command in (command for room in _ROOMS for command in room.COMMANDS):
     cli.add_command(_command)
 

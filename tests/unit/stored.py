@@ -36,6 +36,7 @@ def event(
     flags: int = 0,
     at_ns: int = 0,
     name: bytes = b"tea",
+    prev_seq: int = 0,
 ) -> bytes:
     """One event; of the timer with its own number, unless another is named."""
     image = Image(
@@ -43,7 +44,7 @@ def event(
         name_hash(name), 1, 1, 0, state, 1, 0,
     )  # fmt: skip
     blob = blob or (BLOB if kind == Kind.SCHEDULED else b"")
-    return pack_event(seq, kind, flags, at_ns or seq, 0, due_ns, 1, image, blob)
+    return pack_event(seq, kind, flags, at_ns or seq, prev_seq, due_ns, 1, image, blob)
 
 
 def receipt(seq: int, fired_ns: int) -> bytes:
@@ -107,7 +108,7 @@ def filled(path: Path, count: int = 40) -> None:
         writer.create(count)
         last = count + 1
         writer.write(
-            [event(last, Kind.CANCELLED, State.CANCELLED, timer=3)],
+            [event(last, Kind.CANCELLED, State.CANCELLED, timer=3, prev_seq=3)],
             receipts=receipt(2, 22) + receipt(1, 11),
         )
         catch_up(log, tables)

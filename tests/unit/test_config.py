@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edgenode.config import ConfigError, load
@@ -32,4 +34,30 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         "MINOOTS__ENGINE__SPIN_PERCENT: is 200; the range is 0 to 100",
         "MINOOTS__ENGINE__REALTIME: is 'maybe'; choose one of auto, on, off",
         "MINOOTS__CLOCK__HOLD_ABOVE: is '1ms'; the range is 1s to 521w3d",
+    ]
+
+
+def test_a_fault_of_the_file_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "minoots.toml"
+    path.write_text(
+        "# what we changed\n"
+        "clock.poll = 5\n"
+        "\n"
+        "[log]  # the log\n"
+        'retention = "1s"\n'
+        "  idem_max=true\n"
+        "[ engine ]\n"
+        'lead_min = "1ms"\n'
+        "spin = 1\n"
+        "[lgo]\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(path, {}, {})
+    told = [fault.removeprefix(f"{path}:").split("; ")[0] for fault in caught.value.faults]
+    assert told == [
+        "10: [lgo] is not a section",
+        "5: log.retention: is '1s'",
+        "6: log.idem_max: is True",
+        "9: engine.spin: no such key",
+        "2: clock.poll: is 5",
     ]

@@ -32,7 +32,7 @@ from tests.sim.driver import Driver
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROTOCOL = ROOT / "docs/protocol.md"
 OPERATING = ROOT / "docs/operating.md"
-DOCUMENTS = (PROTOCOL, OPERATING)
+DOCUMENTS = (PROTOCOL, OPERATING, ROOT / "docs/format.md")
 E2E = ROOT / "tests/e2e"
 
 CONFIG_TABLE = re.compile(r"(?<=<!-- config:begin -->\n).*?(?=<!-- config:end -->)", re.DOTALL)
