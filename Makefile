@@ -6,7 +6,8 @@ PYX := $(shell find engine edgenode bench tests -name '*.py[x]' -o -name '*.pxd'
 BUILT := build/.built
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test run bench bench-micro proof test-debug sim fuzz mutants resources clean
+.PHONY: help build check test run bench bench-micro proof test-debug sim fuzz mutants resources clean \
+	wheel binary deb again prove release
 
 help:
 	@echo 'make run    build, then a ten-second demonstration of a whole node'
@@ -15,6 +16,8 @@ help:
 	@echo 'make proof  ten minutes of kills, power cuts and bit flips; HOURS=8 for longer'
 	@echo 'make bench  the benchmarks; results into bench/results'
 	@echo 'make sim, fuzz, mutants, resources: proofs that take longer (CONTRIBUTING.md)'
+	@echo 'make binary the compiled node: dist/minoots.dist, and dist/minoots in one file'
+	@echo 'make wheel | deb | prove | again | release KEY=FILE: see packaging/'
 	@echo 'make build  virtual environment and compiled extensions'
 	@echo 'make clean  remove everything that was built'
 
@@ -42,6 +45,7 @@ check: build
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	MYPYPATH=packaging $(BIN)/mypy packaging/*.py
 	$(BIN)/python -m mypy.stubtest --concise $(shell $(PYTHON) packaging/stubs.py)
 	$(BIN)/python -m pytest tests/test_tidy.py
 
@@ -73,6 +77,24 @@ bench: build
 bench-micro: build
 	$(BIN)/python -m pytest bench/micro --benchmark-json=build/micro.json
 	$(BIN)/python -m bench.summary build/micro.json bench/results/micro.json
+
+wheel: build
+	$(BIN)/python packaging/wheel.py
+
+binary: build
+	$(BIN)/python packaging/binary.py
+
+deb:
+	$(BIN)/python packaging/deb.py
+
+prove:
+	packaging/prove
+
+again:
+	$(BIN)/python packaging/again.py
+
+release:
+	$(BIN)/python packaging/release.py $(if $(KEY),--key $(KEY))
 
 clean:
 	rm -rf .venv build dist *.egg-info

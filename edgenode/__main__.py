@@ -81,9 +81,14 @@ def run_command(
 @cli.command("check-config")
 @click.option("--config", metavar="FILE", help="Configuration file (TOML).")
 @click.option("--describe", is_flag=True, help="Print every key, its default, range and meaning.")
-def check_config(config: str | None, describe: bool) -> None:
+@click.option("--example", is_flag=True, help="Print a file with every key at its default.")
+def check_config(config: str | None, describe: bool, example: bool) -> None:
     """Check the configuration: exit 0, or 78 with every fault."""
     from edgenode import config as configs
+
+    if example:
+        click.echo(configs.example(), nl=False)
+        return
 
     if describe:
         for name, default, span, meaning in configs.describe():
@@ -126,7 +131,10 @@ def bench_command(what: str, small: bool, large: bool, out: str | None) -> None:
     `peers` runs the same work on other timer services, as far as they are installed; it is not
     part of `all`. Fails if a timer fired early.
     """
-    from bench.command import run
+    try:
+        from bench.command import run
+    except ImportError:
+        _fail("the benches are not here: pip install 'minoots[bench]'; no binary holds them")
 
     found = run(what, small=small, large=large, out=Path(out) if out else None)
     early = sum(result.get("early", 0) for result in found.values())

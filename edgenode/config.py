@@ -348,6 +348,26 @@ def describe() -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def example() -> str:
+    """A configuration file that changes nothing: each key with its default, commented out."""
+    lines = [
+        "# The configuration of a MINOOTS node: TOML, read at its start. Each key is shown with",
+        "# its default; take the '#' away to change it. `minoots check-config` tells what is bad.",
+        "# MINOOTS__SECTION__KEY in the environment is above what is written here.",
+    ]
+    shown = {name: (span, meaning) for name, _, span, meaning in describe()}
+    for section, cls in SECTIONS.items():
+        lines += ["", f"[{section}]"]
+        for item in fields(cls):
+            span, meaning = shown[f"{section}.{item.name}"]
+            value: Any = item.default
+            if item.metadata.get("span"):
+                value = format_duration(value)
+            text = str(value) if isinstance(value, int) else f'"{value}"'
+            lines += [f"# {meaning} ({span})", f"#{item.name} = {text}"]
+    return "\n".join(lines) + "\n"
+
+
 def data_dir(flag: str | None) -> Path:
     """Where the node keeps its files: --data, MINOOTS_DATA, /var/lib/minoots for root, else XDG."""
     given = flag or os.environ.get("MINOOTS_DATA")

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +33,32 @@ READY_FILE = "minoots.json"
 
 
 @dataclass(slots=True)
+class Watchdog:
+    """Tells the service manager that the loop goes round; without it, it restarts the node.
+
+    every_ns: between two tellings, half of what the manager allows; 0 if it does not ask. The loop
+    goes round once a second at least, so the manager must allow 3 s or more.
+    """
+
+    every_ns: int
+    next_ns: int = 0
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Watchdog:
+        """What the manager asks for (WATCHDOG_USEC), if it means this process or the part of the
+        one-file program that started it."""
+        asked, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+        meant = pid in ("", str(os.getpid()), str(os.getppid()))
+        return cls(int(asked) * 1_000 // 2 if asked.isdecimal() and meant else 0)
+
+    def feed(self, now_ns: int) -> None:
+        """Say so if it is time to. now_ns: BOOTTIME."""
+        if self.every_ns and now_ns >= self.next_ns:
+            self.next_ns = now_ns + self.every_ns
+            notify("WATCHDOG=1")
+
+
+@dataclass(slots=True)
 class Serving:
     """What a running node is made of, apart from what is rebuilt after a failed commit."""
 
@@ -48,6 +75,7 @@ class Serving:
     started: bool = False  # the log says so
     told: bool = False  # READY_FILE is written
     node: Node | None = None  # the newest one
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog.of(os.environ))
     beat_ns: int = 0  # steady: when a heartbeat is due while the loop does not run
 
 

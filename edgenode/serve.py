@@ -12,6 +12,7 @@ import gc
 import secrets
 import signal
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -202,8 +203,14 @@ def _run(serving: Serving, loop: Loop, owed: Owed | None) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000)
     tell_ready(serving)
-    loop.run(lambda: not serving.stop)
+    loop.run(partial(_goes_on, serving))
     say("info", "stopped", seq=ledger.next_seq - 1, pending=ledger.live_count)
+
+
+def _goes_on(serving: Serving) -> bool:
+    """Asked on each pass of the loop, and while a failed store is waited for."""
+    serving.watchdog.feed(serving.clock.steady_boot_ns())
+    return not serving.stop
 
 
 def _first_commit(serving: Serving, loop: Loop) -> None:
@@ -293,7 +300,7 @@ def _reopen(serving: Serving, owed: Owed) -> Store | None:
     _refuse_doubtful(serving, owed.doubtful, owed.code, unknown)
     owed.doubtful = []
     waiting, until_ns = sleeper(serving, None), serving.clock.steady_boot_ns() + RETRY_NS
-    while not serving.stop and serving.clock.steady_boot_ns() < until_ns:
+    while _goes_on(serving) and serving.clock.steady_boot_ns() < until_ns:
         _answer_without_store(serving, owed)
         if not serving.doors.pending():
             waiting.wait(until_ns)
@@ -356,7 +363,7 @@ def _prove(serving: Serving, store: Store, recovered: Recovered, owed: Owed) -> 
     assert node is not None
     tell_ready(serving)
     probe, probe_ns = 0, clock.steady_boot_ns() + RETRY_NS
-    while not serving.stop:
+    while _goes_on(serving):
         _answer_reads(serving, recovered, owed)
         if not probe and clock.steady_boot_ns() >= probe_ns:
             if not serving.started:

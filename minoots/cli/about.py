@@ -139,11 +139,15 @@ def version() -> None:
     import platform
 
     import minoots
-    from minoots.cli import show
+    from minoots.cli import packed, show
     from minoots.transport import versions
 
+    build = packed.build()
     found = {
         "minoots": minoots.__version__,
+        "commit": build.get("commit", ""),
+        "built": build.get("built", ""),
+        "form": packed.form(),
         "protocol": "MZP/1",
         "python": platform.python_version(),
     } | versions()
@@ -152,7 +156,8 @@ def version() -> None:
     else:
         click.echo(
             f"minoots {found['minoots']} ({found['protocol']}; Python {found['python']}, "
-            f"libzmq {found['libzmq']})"
+            f"libzmq {found['libzmq']}; {found['form']}"
+            + (f", commit {found['commit']} of {found['built']})" if build else ")")
         )
 
 

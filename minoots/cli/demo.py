@@ -7,7 +7,6 @@ sockets, as it would to any client. Ends with a line that says what was lost: no
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from minoots.cli.packed import own_command
 from minoots.client import Client
 from minoots.event import Event
 from minoots.transport import monotonic_s
@@ -29,7 +29,7 @@ START_S = 15.0
 def ephemeral_node(folder: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
     """A node on free ports with its data in `folder`, ready to serve; stopped at the end."""
     doors = [f"--{door}=tcp://127.0.0.1:0" for door in ("control", "stream", "events")]
-    command = [sys.executable, "-m", "edgenode", "run", "--data", str(folder), *doors, *flags]
+    command = [*own_command(), "run", "--data", str(folder), *doors, *flags]
     log_path = folder.with_suffix(".log")
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +19,32 @@ import zmq
 READY_S = 20.0
 
 
-def spawn(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+PROGRAM = (sys.executable, "-m", "edgenode")
+
+
+def spawn(
+    command: list[str], log: Path, env: dict[str, str], program: Sequence[str] = PROGRAM
+) -> subprocess.Popen[bytes]:
     """Start the program with these arguments; what it says goes to `log`."""
     with log.open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "edgenode", *command], stderr=out, stdout=out, env=env
-        )
+        return subprocess.Popen([*program, *command], stderr=out, stdout=out, env=env)
 
 
 class Node:
     """One node process on free ports. `with` starts it and kills what is left of it.
 
-    spawn: how it is started; see there."""
+    spawn: how it is started; see there. program: the words that start it, before `run`."""
 
     def __init__(
-        self, folder: Path, *flags: str, env: dict[str, str] | None = None, spawn: Any = spawn
+        self,
+        folder: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        spawn: Any = spawn,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
         self.folder = folder
-        self.spawn = spawn
+        self.spawn = spawn if program is PROGRAM else partial(spawn, program=program)
         self._flags = flags
         self._env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
@@ -57,13 +67,24 @@ class Node:
         while time.monotonic() < until:
             if ready.exists():
                 facts = json.loads(ready.read_bytes() or b"{}")  # empty: left by a power cut
-                if facts.get("pid") == self.process.pid:  # not one that a killed node left behind
+                if facts and self._is_ours(facts["pid"]):  # not one that a killed node left
                     self.doors, self.node_id = facts["doors"], facts["node_id"]
                     return
             if self.process.poll() is not None:
                 break
             time.sleep(0.005)
         raise AssertionError(f"the node did not start:\n{self.log()}")
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether it is the process that was started, or the child of it that one file has."""
+        assert self.process is not None
+        if pid == self.process.pid:
+            return True
+        try:
+            parent = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1]
+        except FileNotFoundError:
+            return False
+        return int(parent) == self.process.pid
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
@@ -129,7 +150,7 @@ class Raw:
     def take(self, *, door: str = "control", timeout: float = 10) -> tuple[str, bytes, Any]:
         """(kind, corr, body) of the next reply."""
         socket = self.control if door == "control" else self.stream
-        if not socket.poll(timeout * 1000):
+        if not socket.poll(int(timeout * 1000)):
             raise TimeoutError(f"no reply in {timeout} s")
         magic, kind, corr, _, body = socket.recv_multipart()
         assert magic == b"MZP1"

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from edgenode.process import Watchdog
 from tests.e2e.harness import Node, Raw, ns_of
 
 
@@ -109,6 +111,47 @@ def test_a_service_manager_is_told(tmp_path: Path) -> None:
             assert f"MAINPID={node.process.pid}" in ready
             node.stop()
             assert manager.recv(4096) == b"STOPPING=1"
+
+
+def test_the_watchdog_is_fed_while_the_loop_goes_round(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    env = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "2000000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(20)
+        with Node(tmp_path / "data", env=env) as node:
+            assert node.process is not None
+            assert b"READY=1" in manager.recv(4096)
+            manager.settimeout(2.5)  # it goes round once a second when nothing happens
+            for _ in range(3):
+                assert manager.recv(4096) == b"WATCHDOG=1"
+            node.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.1)
+            manager.setblocking(False)
+            with suppress(BlockingIOError):
+                while manager.recv(4096):
+                    pass
+            manager.settimeout(2.5)
+            with pytest.raises(TimeoutError):
+                manager.recv(4096)
+            node.process.send_signal(signal.SIGCONT)
+            manager.settimeout(20)
+            assert manager.recv(4096) == b"WATCHDOG=1"
+            assert node.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "every_ns"),
+    [
+        ({}, 0),
+        ({"WATCHDOG_USEC": "30000000"}, 15_000_000_000),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, 0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 15_000_000_000),
+        ({"WATCHDOG_USEC": "soon"}, 0),
+    ],
+)
+def test_the_watchdog_is_fed_only_if_asked(environ: dict[str, str], every_ns: int) -> None:
+    assert Watchdog.of(environ).every_ns == every_ns
 
 
 def test_ipc_doors_are_private(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench import coefficients, command, recovery
+from bench import binary, coefficients, command, recovery
 from bench.load import definition
 from bench.report import ROOT, percentiles
 from bench.summary import reduced
@@ -35,6 +35,20 @@ def test_a_bench_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         known = msgspec.convert(result["sizing"], Coefficients)
         assert known.timers == 1_000
         assert known.points[0].tables_bytes > 200  # a row, its due and its name
+
+
+def test_the_bench_of_the_binary_runs() -> None:
+    """On whatever is built; at least the program of this environment."""
+    found = binary.run(True)
+    assert found["forms"]["venv"]["ready_ms"] > found["forms"]["venv"]["help_ms"] / 2 > 0
+    assert found["forms"]["venv"]["rss_mb"] > 10
+
+
+def test_a_goal_of_the_binary_is_met_or_missed() -> None:
+    said = binary.goals({"folder": {"mb": 65.0, "rss_mb": 70.1}})
+    assert said["folder: mb <= 65"] == "met (65.0)"
+    assert said["folder: rss_mb <= 70"] == "missed (70.1)"
+    assert said["one file: mb <= 20"] == "not built (None)"
 
 
 def test_the_micro_benches_run() -> None:
