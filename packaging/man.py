@@ -10,7 +10,11 @@ from importlib.metadata import version
 
 import click
 
-from edgenode.__main__ import cli
+from edgenode import __main__ as program
+from minoots.cli import cli
+
+
+assert program.main  # its verbs are in `cli` since it was imported
 
 
 def escaped(text: str) -> str:
