@@ -13,7 +13,6 @@ import click
 from edgenode import __main__ as program
 from minoots.cli import cli
 
-
 assert program.main  # its verbs are in `cli` since it was imported
 
 
