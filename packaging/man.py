@@ -5,15 +5,15 @@ python packaging/man.py > build/minoots.1
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.metadata import version
 
 import click
 
-from edgenode import __main__ as program
 from minoots.cli import cli
 
-assert program.main  # its verbs are in `cli` since it was imported
+importlib.import_module("edgenode.__main__")  # adds the verbs of the node to `cli`
 
 
 def escaped(text: str) -> str:
