@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,7 @@ class Ledger:
     waiting_receipt: deque[int] = field(default_factory=deque)
     newer_notes: dict[bytes, bytes] = field(default_factory=dict)
     notes_order: deque[tuple[int, bytes]] = field(default_factory=deque)
-    notes_left: dict[bytes, int] = field(default_factory=dict)  # key -> its places in the order
+    notes_left: dict[bytes, int] = field(default_factory=dict)  # key -> its notes, open ones too
     fired: dict[int, int] = field(default_factory=dict)  # receipts that are not durable yet
     receipts_told: bool = False  # an answer tells of one: it must wait until that is durable
     proving: bool = False  # the store has failed, and no commit has followed yet
@@ -349,7 +349,7 @@ class Ledger:
         """Write down what an idempotency key did."""
         data = pack_note(note)
         self.notes.append(data)
-        self.newer_notes[note.key] = data
+        self._is_newer(note.key, data)
 
     def content(self, key: bytes) -> bytes | None:
         """What a note of the node itself holds."""
@@ -435,7 +435,7 @@ class Ledger:
                 self.floor(),
                 self.trim_below,
             )
-            self.order_notes(commit, [data[8:24] for data in self.notes])
+            self.notes_order.extend((commit, data[8:24]) for data in self.notes)
             self.first_seq += len(self.events)
             self.events, self.notes = [], []
             self.receipts = bytearray()
@@ -457,11 +457,16 @@ class Ledger:
             if not self.notes_left[key]:
                 del self.notes_left[key], self.newer_notes[key]
 
-    def order_notes(self, commit: int, keys: Iterable[bytes]) -> None:
-        """Notes are newer than the tables until those have reached the commit."""
-        for key in keys:
-            self.notes_order.append((commit, key))
-            self.notes_left[key] = self.notes_left.get(key, 0) + 1
+    def recovered_note(self, commit: int, key: bytes, data: bytes) -> None:
+        """A note was found in the log, in a commit that the tables do not have."""
+        self._is_newer(key, data)
+        self.notes_order.append((commit, key))
+
+    def _is_newer(self, key: bytes, data: bytes) -> None:
+        # It counts from now on, not from its commit on: the tables may reach an older note of the
+        # same key while this one waits for the turn to close, and must not take it along.
+        self.newer_notes[key] = data
+        self.notes_left[key] = self.notes_left.get(key, 0) + 1
 
     # ------------------------------------------------------------------------------- admission
 

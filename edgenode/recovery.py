@@ -87,9 +87,8 @@ def recover(
         wall_held=timescale.doubt is not None,
         wall_held_by_ns=timescale.doubt_ns,
     )
-    ledger.newer_notes = newest
-    for commit, key, _ in notes:
-        ledger.order_notes(commit, [key])
+    for commit, key, data in notes:
+        ledger.recovered_note(commit, key, data)
     ledger.delivery = Delivery(ledger)
     _read_newer(ledger, tables.applied().seq + 1)
     unreleased = _unreleased(ledger, state.floor + 1)
