@@ -8,8 +8,7 @@ A client of a run is a class with
     is_done                    whether all that it asked for has its final answer
     faults()                   what it found wrong, each beginning with the checker's word for it
 
-and is made in `run.py`, `Run._clients`. A model of a durable consumer belongs beside `Watcher`: a
-`Caller`, a loop of pull, ack and nack on it, and what it was given for the judge.
+and is made in `run.py`, `Run._clients`. Workers on durable consumers are in `pullers.py`.
 """
 
 from __future__ import annotations
@@ -39,9 +38,12 @@ CHANGES = ("timer.extend", "timer.pause", "timer.resume", "timer.trigger", "time
 class Caller:
     """Carries calls as `minoots.client` does: attempts, timeouts and retries are the SDK's."""
 
-    def __init__(self, world: World, net: Net, name: str) -> None:
+    def __init__(
+        self, world: World, net: Net, name: str, draw: random.Random | None = None
+    ) -> None:
         self.world, self.net = world, net
-        self.random = random.Random(world.random.getrandbits(64))
+        self.random = draw or random.Random(world.random.getrandbits(64))
+        self.is_gone = False
         self._peer = Peer(name.encode(), self._take)
         self._calls: dict[bytes, tuple[Call[Any], Callable[[Call[Any]], None]]] = {}
 
@@ -52,14 +54,20 @@ class Caller:
 
     def ask(
         self, request: Request[Any], done: Callable[[Call[Any]], None], idem: str | None = None
-    ) -> None:
-        """Ask; `done` takes the call when it has ended, one way or the other."""
+    ) -> bytes:
+        """Ask; `done` takes the call when it has ended, one way or the other. Its corr_id."""
         if request.mutates and idem is None:
             idem = idem_key(self.random.randbytes(16))
         patience, draw = Patience(), self.random
         call: Call[Any] = Call(request, idem=idem, now_s=self.now_s, patience=patience, rng=draw)
         self._calls[call.corr] = (call, done)
         self._act(call.corr)
+        return call.corr
+
+    def gone(self) -> None:
+        """Its process died: nothing is sent again, and what comes is heard by nobody."""
+        self.is_gone = True
+        self._calls.clear()
 
     def _act(self, corr: bytes) -> None:
         call, _ = self._calls.get(corr, (None, None))
@@ -91,7 +99,7 @@ def raw_request(op: str, body: Any) -> Request[Any]:
     return Request(op, orjson.dumps(body), orjson.loads, mutates=True)
 
 
-def _comes_again(error: MinootsError) -> bool:
+def comes_again(error: MinootsError) -> bool:
     """Whether asking again, with the same key, may help."""
     return isinstance(error, Unreachable) or (isinstance(error, Refused) and error.retryable)
 
@@ -227,7 +235,7 @@ class Worker:
         try:
             reply = call.result()
         except MinootsError as error:
-            if _comes_again(error):
+            if comes_again(error):
                 self.world.after(AGAIN_NS, lambda: self._send(key, op, body))
                 return
             if not isinstance(error, Refused):
@@ -399,7 +407,7 @@ class Auditor:
         except MinootsError as error:
             if isinstance(error, OutOfRetention) and self.book.trims:
                 from_seq = self._oldest() - 1
-            elif not _comes_again(error):
+            elif not comes_again(error):
                 raise
             self.world.after(AGAIN_NS, lambda: self.read(from_seq))
             return
@@ -430,7 +438,7 @@ class Operator:
         try:
             call.result()
         except MinootsError as error:
-            if _comes_again(error):
+            if comes_again(error):
                 self.world.after(AGAIN_NS, self._send)
                 return
             raise

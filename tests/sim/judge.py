@@ -84,6 +84,7 @@ class Book:
     events: dict[int, Any] = field(default_factory=dict)
     leaves: list[Leave] = field(default_factory=list)
     left_by: set[tuple[int, int]] = field(default_factory=set)  # process, seq
+    left_ns: dict[int, int] = field(default_factory=dict)  # when each first left, by seq
     calm_ns: int = -1  # from then on nothing may be late
     outside: OutsideLedger = field(default_factory=OutsideLedger)
     found: list[str] = field(default_factory=list)
@@ -164,6 +165,7 @@ class Book:
         if (life, seq) in self.left_by:
             self.found.append(f"DUPLICATE event {seq} left twice from one process")
         self.left_by.add((life, seq))
+        self.left_ns.setdefault(seq, self.world.now)
         self.leaves.append(Leave(seq, self.world.now, fired_ns, believed_ns))
 
     def live(self, frames: list[bytes]) -> None:

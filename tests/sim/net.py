@@ -71,6 +71,7 @@ class Net:
         self.node: SimDoors | None = None
         self.feeds: list[Feed] = []
         self.lost = 0
+        self.answers: Callable[[Frames], None] = lambda frames: None  # sees all that leave
 
     # ------------------------------------------------------------------------- requests, answers
 
@@ -279,6 +280,7 @@ class SimDoors:
 
     def send(self, answers: list[Answer]) -> None:
         for answer in answers:
+            self.net.answers(answer.frames)
             peer = self.peers.get(answer.frames[0])
             if peer is not None and not self.net.answer(peer, list(answer.frames[1:])):
                 self._dropped += 1

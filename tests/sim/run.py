@@ -10,12 +10,14 @@ counts, and has to be found.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from edgenode.call import Frames
 from edgenode.config import ClockSection, Config, EngineSection, LogSection
 from minoots.wire.times import format_instant
 from tests.sim.clients import Auditor, Operator, Watcher, Worker
@@ -23,10 +25,11 @@ from tests.sim.disk import Weather
 from tests.sim.judge import Book
 from tests.sim.machine import ASLEEP, AWAKE, Machine
 from tests.sim.net import Faults, Net
+from tests.sim.pullers import Desk
 from tests.sim.world import DAY, HOUR, MINUTE, MS, SECOND, US, YEAR, World
 
 PLANT_SEEDS = 40
-PLANTS = ("forget", "tear", "early")
+PLANTS = ("forget", "tear", "early", "attempt")
 PASSES_IDLE_MAX = 20_000  # of a node that has nothing to do, in QUIET_NS
 QUIET_NS = 10 * MINUTE
 PATIENCE_NS = HOUR  # by which everything asked must have been answered
@@ -64,11 +67,12 @@ class Verdict:
 
 class Size(NamedTuple):
     """How large a run may become. years: of idling; incidents: how many make the chaos; only: of
-    these kinds alone."""
+    these kinds alone; consumers: whether durable consumers take part."""
 
     years: float = 8.0
     incidents: int = 20
     only: tuple[str, ...] = ()
+    consumers: bool = True
 
 
 SMALL = Size(years=0.0, incidents=6)
@@ -98,6 +102,7 @@ class Run:
         self.machine.log.forgets = plant == "forget"
         self.machine.log.tears = plant == "tear"
         self.machine.hastens_ns = 2 * MS if plant == "early" else 0
+        self.machine.leaks = plant == "attempt"
         self._clients()
         self._held = False
         self._befell: dict[str, int] = {}
@@ -123,7 +128,8 @@ class Run:
         )  # fmt: skip
 
     def _clients(self) -> None:
-        """Who takes part. A model of a durable consumer is made here, beside the watchers."""
+        """Who takes part. The desks draw from a generator of their own: without them a seed is the
+        run that it was before there were any."""
         world, net, book = self.world, self.net, self.book
         changes = not self.has.plain
         self.workers = [Worker(world, net, book, f"w{n}", changes=changes) for n in range(3)]
@@ -134,7 +140,15 @@ class Run:
         log = self.machine.log
         self.auditor = Auditor(world, net, book, lambda: log.state().first_seq)
         self.operator = Operator(world, net)
-        self.clients = [*self.workers, *self.watchers, self.auditor, self.operator]
+        draw = random.Random(f"consumers of {self.seed}")
+        count = draw.randint(1, 2) if self.size.consumers else 0
+        self.desks = [Desk(world, net, book, draw, f"c{n}") for n in range(count)]
+        self.net.answers = self._answered
+        self.clients = [*self.workers, *self.watchers, self.auditor, self.operator, *self.desks]
+
+    def _answered(self, frames: Frames) -> None:
+        for desk in self.desks:
+            desk.left(frames)
 
     def _left(self, topic: bytes, stamp: bytes, body: bytes) -> None:
         loop, clock = self.machine.loop, self.world.clock
@@ -171,6 +185,9 @@ class Run:
             "events": len(self.book.events),
             "lives": self.machine.lives,
             "lost messages": self.net.lost,
+            "deliveries": sum(desk.judged.left_count for desk in self.desks),
+            "repeated": sum(desk.judged.again_count for desk in self.desks),
+            "dead letters": sum(len(desk.judged.dead) for desk in self.desks),
             "trimmed events": self.machine.log.state().first_seq - 1,
             **self._befell,
         }
@@ -196,7 +213,7 @@ class Run:
             self.watchers[0].feed.hwm = draw.choice((5, 1_000))
             self.watchers[1].feed.every_ns = draw.choice((0, 200 * MS))
         self.weather.stall = draw.uniform(0, 0.02)
-        if self.plant == "tear":  # a kill has to meet a commit of several events under way
+        if self.plant in ("tear", "attempt"):  # a kill has to meet a commit under way
             self.weather.commit_ns = (100 * MS, 300 * MS)
         choices = ["kill", "kill", "stop", "busy", "suspend", "break"]
         choices += ["disk", "disk"] if has.sick else []
@@ -209,7 +226,7 @@ class Run:
             self._befell[what] = self._befell.get(what, 0) + 1
             self.world.tell("befalls", what)
             yield from getattr(self, f"_do_{what}")()
-        for _ in range(6 if self.plant in ("forget", "tear") else 0):
+        for _ in range(6 if self.plant in ("forget", "tear", "attempt") else 0):
             yield draw.randint(6 * SECOND, 7 * SECOND)
             yield from self._do_kill()
 
@@ -350,6 +367,9 @@ class Run:
             client.hush()
         yield from self._hush()
         yield MINUTE  # what is due yet is due within it
+        for desk in self.desks:
+            desk.finish()
+        yield from self._wait(lambda: all(desk.is_done for desk in self.desks), "a consumer's end")
         yield from self._wait(lambda: self.auditor.is_done, "the auditor")
         self.auditor.sleep()
         self.auditor.read(0)

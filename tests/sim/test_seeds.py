@@ -13,9 +13,12 @@ from tests.sim.run import PLANTS, Size, judge, plant_one
 ONE = "from tests.sim.run import judge; print(judge(5).trace)"
 
 
+PLAIN = Size(0.0, 6, consumers=False)
+
+
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_chaos_and_then_calm(seed: int) -> None:
-    verdict = judge(seed)
+    verdict = judge(seed, size=PLAIN)
     again = f"python -m tests.sim.run --seed {seed} --seeds 1"
     assert verdict.faults == [], "\n".join([*verdict.said[-20:], again])
     assert verdict.counts["timers"] > 50
@@ -25,9 +28,20 @@ def test_chaos_and_then_calm(seed: int) -> None:
 @pytest.mark.parametrize("seed", [11, 17, 18])
 def test_a_sick_disk(seed: int) -> None:
     """Commits fail over and over beneath a process that lives on."""
-    verdict = judge(seed, size=Size(0.0, 8, ("disk",)))
+    verdict = judge(seed, size=Size(0.0, 8, ("disk",), consumers=False))
     assert verdict.faults == [], "\n".join(verdict.said[-20:])
     assert verdict.counts["disk"] > 1
+
+
+@pytest.mark.parametrize("seed", [4, 5, 25])
+def test_workers_on_durable_consumers(seed: int) -> None:
+    """Chaos with workers that pull, fail, forget, die and come back; 5 trims, 25 sets the clock."""
+    verdict = judge(seed)
+    again = f"python -m tests.sim.run --seed {seed} --seeds 1"
+    assert verdict.faults == [], "\n".join([*verdict.said[-20:], again])
+    assert verdict.counts["deliveries"] > 500
+    assert verdict.counts["repeated"] > 50
+    assert verdict.counts["dead letters"] > 5
 
 
 def test_a_seed_is_the_same_run_in_another_process() -> None:
@@ -47,6 +61,7 @@ def test_a_planted_bug_is_found(plant: str) -> None:
         "forget": ("LOST", "GHOST", "ORDER"),
         "tear": ("DUPLICATE", "GHOST", "QUIET"),
         "early": ("EARLY",),
+        "attempt": ("DUPLICATE",),
     }
     found = plant_one(1, plant)
     assert any(word in found for word in words[plant]), found
