@@ -309,6 +309,8 @@ class Run:
             self.machine.set_utc(-off_ns)
             yield SECOND
             self.operator.accept()
+        # Chaos may end in a power cut of a minute; what is asked meanwhile may well be late.
+        yield from self._wait(lambda: self.machine.doors is not None, "a start")
         yield 10 * SECOND
         self.book.calm_ns = self.world.now
         for number in range(5):
