@@ -33,9 +33,10 @@ def test_a_sick_disk(seed: int) -> None:
     assert verdict.counts["disk"] > 1
 
 
-@pytest.mark.parametrize("seed", [4, 5, 25])
+@pytest.mark.parametrize("seed", [1, 2, 5, 25])
 def test_workers_on_durable_consumers(seed: int) -> None:
-    """Chaos with workers that pull, fail, forget, die and come back; 5 trims, 25 sets the clock."""
+    """Chaos with workers that pull, fail, forget, die and come back; 1 keeps order, 5 trims,
+    25 sets the clock while the log is slow."""
     verdict = judge(seed)
     again = f"python -m tests.sim.run --seed {seed} --seeds 1"
     assert verdict.faults == [], "\n".join([*verdict.said[-20:], again])
