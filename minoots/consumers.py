@@ -140,7 +140,7 @@ class DeadLetters:
         dry_run: bool = False,
         idem: str | None = None,
     ) -> int:
-        """Have dead letters delivered again, as for the first time: by `ids`, or those of a
+        """Have dead letters delivered again, as often as before: by `ids`, or those of a
         consumer that pass a filter; how many. dry_run: only count."""
         request = verbs.dead_take("dlq.redrive", ids, consumer, filter, dry_run=dry_run)
         return self._call(request, idem=idem)

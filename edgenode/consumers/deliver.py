@@ -273,7 +273,7 @@ class Delivery:
         """
         ledger = self._ledger
         if len(consumer.dead) >= DEAD_MAX:
-            consumer.put_back(held, ledger.now.steady_ns, consumer.plan.wait_ns(held.attempt))
+            consumer.put_back(held, ledger.now.steady_ns, consumer.wait_ns(held))
             return
         if not held.copied:
             data, _ = self._event(consumer, held)
@@ -304,11 +304,13 @@ class Delivery:
         return content
 
     def redrive(self, consumer: Consumer, dead: Dead) -> None:
-        """Have a dead letter delivered again, as for the first time."""
+        """Have a dead letter delivered again; its attempts go on counting, its limits begin anew."""
         consumer.dead.remove(dead.seq)
         data, _ = notes.event_of(self.copy(consumer, dead.seq))
         timer = notes.timer_of(data) if consumer.plan.ordered else b""
-        consumer.admit(Held(dead.seq, copied=True, timer=timer))
+        known = dead.attempts
+        held = Held(dead.seq, attempt=known, copied=True, before=known, timer=timer)
+        consumer.admit(held)
 
     def drop(self, consumer: Consumer, dead: Dead) -> None:
         """Forget a dead letter."""

@@ -50,7 +50,7 @@ class State(msgspec.Struct, array_like=True, gc=False):
     standings: bytes
     attempts: list[int]
     untils: list[int]
-    again: list[int]  # how it is with those that were redriven: seq, standing, attempt, until, ...
+    again: list[int]  # of those that were redriven: seq, standing, attempt, until, before, ...
     pieces: list[int]
 
 
@@ -96,7 +96,7 @@ def _state_of(consumer: Consumer) -> State:
     held = list(consumer.held.values())
     again: list[int] = []
     for one in consumer.again.values():
-        again += (one.seq, one.standing, one.attempt, one.until_ns)
+        again += (one.seq, one.standing, one.attempt, one.until_ns, one.before)
     counts = consumer.counts
     return State(
         VERSION,
@@ -190,8 +190,8 @@ def _held_of(state: State) -> Iterator[Held]:
     ):
         yield Held(seq, Standing(standing), attempt, until_ns)
     again = iter(state.again)
-    for seq, standing, attempt, until_ns in zip(again, again, again, again, strict=True):
-        yield Held(seq, Standing(standing), attempt, until_ns, copied=True)
+    for seq, standing, attempt, until_ns, before in zip(*[again] * 5, strict=True):
+        yield Held(seq, Standing(standing), attempt, until_ns, copied=True, before=before)
 
 
 def _line_up(consumer: Consumer) -> None:

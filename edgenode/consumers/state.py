@@ -38,13 +38,16 @@ class Standing(IntEnum):
 class Held:
     """A message that is not settled. attempt: of its newest delivery, 0 if there was none.
     until_ns: steady; when its acknowledgement or its delay runs out. copied: its event lies among
-    the dead letters, the log may have forgotten it. timer: its timer, if order is kept."""
+    the dead letters, the log may have forgotten it. before: attempts before it was redriven, which
+    do not count for limits; an attempt's number is never given twice. timer: its timer, if order is
+    kept."""
 
     seq: int
     standing: Standing = Standing.READY
     attempt: int = 0
     until_ns: int = 0
     copied: bool = False
+    before: int = 0
     timer: bytes = b""
     handle: int = 0
 
@@ -179,10 +182,14 @@ class Consumer:
         assert held is not None
         held.attempt += 1
         held.standing = Standing.OUT
-        held.until_ns = now_ns + self.plan.wait_ns(held.attempt)
+        held.until_ns = now_ns + self.wait_ns(held)
         self.place(held)
         self.touch()
         return held
+
+    def wait_ns(self, held: Held) -> int:
+        """How long the acknowledgement of its newest delivery may take."""
+        return self.plan.wait_ns(held.attempt - held.before)
 
     def delivered(self, seq: int, attempt: int) -> Held | None:
         """The held message of a delivery, unless it was delivered again since."""
@@ -197,7 +204,7 @@ class Consumer:
             return False
         self._leave(held)
         held.standing = Standing.OUT
-        held.until_ns = now_ns + self.plan.wait_ns(held.attempt)
+        held.until_ns = now_ns + self.wait_ns(held)
         self.place(held)
         self.touch()
         return True
@@ -220,7 +227,7 @@ class Consumer:
 
     def is_exhausted(self, held: Held) -> bool:
         """Whether it was delivered as often as it may be."""
-        return 0 < self.plan.max_deliver <= held.attempt
+        return 0 < self.plan.max_deliver <= held.attempt - held.before
 
     def _leave(self, held: Held) -> None:
         if held.standing in (Standing.OUT, Standing.LATER):

@@ -294,7 +294,7 @@ def nack(ledger: Ledger, call: Call) -> bytes:
             continue
         wait_ns = delay_ns
         if wait_ns is None:
-            wait_ns = consumer.plan.wait_ns(one.attempt) if consumer.plan.has_backoff else 0
+            wait_ns = consumer.wait_ns(one) if consumer.plan.has_backoff else 0
         consumer.put_back(one, ledger.now.steady_ns, wait_ns)
     return _counted(len(held), stale)
 

@@ -96,7 +96,7 @@ def _passing(
 
 
 def redrive(ledger: Ledger, call: Call) -> Steps:
-    """`dlq.redrive`: to be delivered again, as for the first time."""
+    """`dlq.redrive`: to be delivered again, as often as before; attempts go on counting."""
     return _each(ledger, call, ledger.delivery.redrive)
 
 

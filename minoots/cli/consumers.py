@@ -317,7 +317,7 @@ def _chosen(which: tuple[str, ...], events: dict[str, Any]) -> dict[str, Any]:
     return {"consumer": which[0], "filter": events}
 
 
-_taking("redrive", "delivered again", "Have dead letters delivered again, as for the first time.")
+_taking("redrive", "delivered again", "Have dead letters delivered again, as often as before.")
 _taking("drop", "dropped", "Forget dead letters.")
 
 

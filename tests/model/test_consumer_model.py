@@ -18,13 +18,19 @@ SLACK_S = 0.01  # a deadline runs out up to a tick late
 
 @dataclass
 class Message:
-    """standing: ready, out, later, dead, done. until_s: when it is out or later no more."""
+    """standing: ready, out, later, dead, done. until_s: when it is out or later no more. before:
+    attempts before it was redriven."""
 
     seq: int
     standing: str = "ready"
     attempt: int = 0
+    before: int = 0
     until_s: float = 0.0
     copied: bool = False
+
+    @property
+    def is_worn(self) -> bool:
+        return self.attempt - self.before >= MAX_DELIVER
 
 
 class ConsumerMachine(RuleBasedStateMachine):
@@ -70,7 +76,7 @@ class ConsumerMachine(RuleBasedStateMachine):
         self.now_s += seconds
         for message in self.messages.values():
             if message.until_s + SLACK_S <= self.now_s:
-                if message.standing == "out" and message.attempt >= MAX_DELIVER:
+                if message.standing == "out" and message.is_worn:
                     message.standing = "dead"
                 elif message.standing in ("out", "later"):
                     message.standing = "ready"
@@ -122,7 +128,7 @@ class ConsumerMachine(RuleBasedStateMachine):
         if found := self.picked(which, stale=False):
             message, delivery, counts = found
             assert self.tell("nack", delivery, delay=f"{delay_s}s") == counts
-            if counts and message.attempt >= MAX_DELIVER:
+            if counts and message.is_worn:
                 message.standing = "dead"
             elif counts:
                 message.standing = "later" if delay_s else "ready"
@@ -154,7 +160,7 @@ class ConsumerMachine(RuleBasedStateMachine):
         op = "dlq.drop" if drop else "dlq.redrive"
         assert self.driver.ask(op, {"ids": [f"w/{message.seq}"]}) == {"count": 1}
         message.standing = "done" if drop else "ready"
-        message.attempt, message.copied = 0, True
+        message.before, message.copied = message.attempt, True
 
     @rule()
     def crash(self) -> None:

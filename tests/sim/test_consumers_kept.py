@@ -59,13 +59,28 @@ def test_dead_letters_are_redriven_or_dropped_one_by_one_or_by_filter(work: Work
     assert work.pull() == []
     assert work.ask("dlq.redrive", {"ids": [ids[1], ids[1], "w/999999"]}) == {"count": 1}
     (message,) = work.pull()
-    assert (names([message]), message["attempt"]) == (["mail-20"], 1)
+    assert (names([message]), message["attempt"]) == (["mail-20"], 2)
     assert work.ask("dlq.drop", {"ids": [ids[2]]}) == {"count": 1}
     assert work.ask("dlq.redrive", mails) == {"count": 1}
     assert names(work.pull()) == ["mail-10"]
     assert work.ask("dlq.list", {"consumer": "w"})["items"] == []
     assert work.info()["ack_pending"] == 2
     assert work.ack(message) == {"count": 1}
+
+
+def test_a_delivery_from_before_a_redrive_does_not_settle_one_after_it(work: Work) -> None:
+    work.make(max_deliver=1, ack_wait="1s")
+    work.fire(1)
+    (first,) = work.pull()
+    work.pass_(1.01)
+    assert work.ask("dlq.redrive", {"consumer": "w"}) == {"count": 1}
+    work.node.restart()
+    (again,) = work.pull()
+    assert again["attempt"] == 2
+    assert work.ack(first) == {"count": 0, "stale": [first["delivery"]]}
+    assert work.info()["out"] == 1
+    work.pass_(1.01)
+    assert work.info()["dead"] == 1, "one delivery is what it gets, again"
 
 
 def test_a_redriven_message_may_die_again(work: Work) -> None:
@@ -183,7 +198,7 @@ def test_the_log_is_kept_for_what_is_not_settled_and_dead_letters_outlive_it() -
     work.node.restart()
     work.pass_(11)
     (message,) = [one for one in work.pull() if one["seq"] == a["seq"]]
-    assert message["attempt"] == 2
+    assert message["attempt"] == 3
 
 
 def test_a_consumer_that_nobody_uses_ends(work: Work) -> None:
