@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import select
 import shutil
@@ -32,6 +33,7 @@ from engine.timer import State
 DIRECTORY_MODE = 0o700
 LOCK_MODE = 0o600
 LMDB_LOCK_BYTES = 8192
+UNBORN_PAGES = 3  # two heads, and a page that the first commit adds at least
 VERIFY_COMMITS = 64  # seals that are read at a time
 VERIFY_ROWS = 4_096
 FAR_NS = 1 << 62
@@ -328,6 +330,13 @@ def _lock(data_dir: Path) -> int:
     return fd
 
 
+def _forget_unborn(file: Path) -> None:
+    """Begin anew with a file that was being made when power was cut: its heads may be half there,
+    and LMDB refuses it. Smaller than a first commit leaves it, it never held anything."""
+    if file.exists() and 0 < file.stat().st_size < UNBORN_PAGES * mmap.PAGESIZE:
+        os.truncate(file, 0)
+
+
 def _directory(path: Path) -> str:
     """Make an environment's directory, and room for LMDB's lock file.
 
@@ -335,6 +344,7 @@ def _directory(path: Path) -> str:
     """
     try:
         path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        _forget_unborn(path / "data.mdb")
         fd = os.open(path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, LOCK_MODE)
         try:
             os.posix_fallocate(fd, 0, LMDB_LOCK_BYTES)

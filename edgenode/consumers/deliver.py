@@ -304,7 +304,7 @@ class Delivery:
         return content
 
     def redrive(self, consumer: Consumer, dead: Dead) -> None:
-        """Have a dead letter delivered again; its attempts go on counting, its limits begin anew."""
+        """Have a dead letter delivered again: attempts go on counting, limits begin anew."""
         consumer.dead.remove(dead.seq)
         data, _ = notes.event_of(self.copy(consumer, dead.seq))
         timer = notes.timer_of(data) if consumer.plan.ordered else b""

@@ -69,6 +69,30 @@ def test_one_node_per_directory(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("left", [1, 4_096, 8_192, 10_000])
+def test_a_store_that_was_being_made_when_power_was_cut_is_made_anew(
+    tmp_path: Path, left: int
+) -> None:
+    for name in ("log", "tables"):
+        path = tmp_path / name
+        log, tables = open_store(path)
+        close_store(path, log, tables)
+        os.truncate(path / name / "data.mdb", left)
+        log, tables = open_store(path)
+        assert log.state().last_seq == tables.applied().seq == 0
+        close_store(path, log, tables)
+
+
+def test_a_log_of_which_only_its_heads_are_left_is_refused_beside_its_tables(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store"
+    filled(path)
+    os.truncate(path / "log" / "data.mdb", 4_096)
+    with pytest.raises(StoreCorrupt, match="the tables stand at"):
+        open_store(path)
+
+
 def test_a_failed_opening_lets_go_of_the_lock(tmp_path: Path) -> None:
     filled(tmp_path)
     flip(tmp_path / "log", b"meta", b"format", 9)
