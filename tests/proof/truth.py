@@ -49,18 +49,20 @@ class History:
     """All that was submitted: events and receipts from 1 on, and the standing after each commit."""
 
     events: list[bytes] = field(default_factory=list)
-    receipts: dict[int, int] = field(default_factory=dict)
-    receipts_commit: dict[int, int] = field(default_factory=dict)
+    receipts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (commit, fired_ns)
     standings: list[Standing] = field(default_factory=list)
     _wanted: tuple[int, int, dict[int, int]] = (0, 0, {})
 
     def receipts_at(self, first: int, commit: int) -> dict[int, int]:
         """The receipts of the events from `first` on, as commit `commit` left them."""
         if self._wanted[:2] != (first, commit):
+            # One that is released again after a crash has two: the later one counts.
             wanted = {
                 seq: fired_ns
-                for seq, fired_ns in self.receipts.items()
-                if seq >= first and self.receipts_commit[seq] <= commit
+                for seq, given in self.receipts.items()
+                if seq >= first
+                for number, fired_ns in given
+                if number <= commit
             }
             self._wanted = (first, commit, wanted)
         return self._wanted[2]
@@ -93,7 +95,7 @@ def history(batches: list[Batch]) -> History:
                 _fold(event, images, blobs, rows, done)
                 touched[event.image.id] = None
         for seq, fired_ns in _receipts(batch.receipts):
-            told.receipts[seq], told.receipts_commit[seq] = fired_ns, number
+            told.receipts.setdefault(seq, []).append((number, fired_ns))
             waiting.pop(seq, None)
         notes.update((note[8:24], note) for note in batch.notes)
         standing = Standing(
