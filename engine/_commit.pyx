@@ -254,14 +254,15 @@ cdef int put_receipts(void* txn, Dbi dbi, Job* job) noexcept nogil:
 
 
 cdef int trim(void* txn, const LogDbs* dbs, Job* job) noexcept nogil:
-    """Delete from the head, a bounded number, so that no commit waits for a long tail."""
+    """Delete from the head, a bounded number, so that no commit waits for a long tail. An event
+    that is kept keeps its receipt and its seal."""
     cdef uint32_t budget = 2 * job.count + TRIM_SPARE
     cdef int rc = trim_keys(txn, dbs.events, job.trim_below, budget, &job.trimmed_to)
     cdef uint64_t unused
     if rc == 0:
-        rc = trim_keys(txn, dbs.receipts, job.trim_below, budget, &unused)
+        rc = trim_keys(txn, dbs.receipts, job.trimmed_to, budget, &unused)
     if rc == 0:
-        rc = trim_seals(txn, dbs.commits, job.trim_below, budget)
+        rc = trim_seals(txn, dbs.commits, job.trimmed_to, budget)
     return rc
 
 

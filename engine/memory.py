@@ -246,7 +246,7 @@ class MemoryLog:
             oldest = self._seals.get(self._seals_first)
             if (
                 oldest is None
-                or oldest.commit.first_seq + max(oldest.commit.events_count, 1) > below
+                or oldest.commit.first_seq + max(oldest.commit.events_count, 1) > self._first_seq
             ):
                 break
             del self._seals[self._seals_first]

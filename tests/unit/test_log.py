@@ -85,6 +85,24 @@ def test_a_commit_trims_a_bounded_number(tmp_path: Path) -> None:
         assert [c.number for c in log.commits(1, 99)] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_an_event_that_is_kept_keeps_its_receipt_and_its_seal(tmp_path: Path) -> None:
+    """A commit deletes a bounded number, and there are fewer receipts and seals than events."""
+    with opened(tmp_path) as (log, tables, writer):
+        for _ in range(10):
+            writer.create(100)
+        writer.write([], receipts=b"".join(receipt(seq, seq) for seq in range(850, 900)))
+        catch_up(log, tables)
+        assert expire(tables, 900) == 900
+        writer.write([event(1001)], trim_below=900)
+        assert log.state().first_seq == 259
+        assert set(log.receipts(1, 1000)) == set(range(850, 900))
+        assert log.commits(1, 1)[0].first_seq == 201
+        for _ in range(5):
+            writer.write([], trim_below=900)
+        assert log.state().first_seq == 900
+        assert log.receipts(1, 1000) == {}
+
+
 def test_a_log_never_trims_its_newest_commit(tmp_path: Path) -> None:
     with opened(tmp_path) as (log, _, writer):
         writer.create(5)
