@@ -53,7 +53,7 @@ test-debug: build
 	MINOOTS_DEBUG=1 $(BIN)/python setup.py --quiet build --build-base build/debug --build-lib build/debug/lib > build/debug.log 2>&1 || (cat build/debug.log; exit 1)
 	cp -r docs README.md packaging pyproject.toml requirements.txt build/debug/lib/
 	find tests -name '*.py' -exec cp --parents {} build/debug/lib/ ';'
-	cd build/debug/lib && PYTHONPATH=. ../../../$(BIN)/python -m pytest -c ../../../pyproject.toml --rootdir . tests/unit tests/model tests/sim --deselect tests/unit/test_bench.py
+	cd build/debug/lib && PYTHONPATH=. ../../../$(BIN)/python -m pytest -c ../../../pyproject.toml --rootdir . tests/unit tests/model tests/sim --deselect tests/unit/test_bench.py --deselect tests/unit/test_packaging.py
 
 sim: build
 	$(BIN)/python -m tests.sim.run --seeds $(or $(SEEDS),20)

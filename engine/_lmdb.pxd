@@ -98,6 +98,7 @@ cdef class Environment:
     cdef bint readonly
     cdef readonly str path
 
+    cdef int sync_heads(self) except -1
     cdef list open_dbs(self, tuple names, int format_version)
     cdef int stamp(self, Dbi meta, int format_version) except -1
     cdef int write_stamp(self, Dbi meta, int format_version, int epoch) except -1

@@ -195,6 +195,7 @@ cdef class Environment:
         lm.env_get_fd(self.env, &self.fd)
         check(lm.env_stat(self.env, &stat), f"cannot read {path}")
         self.page_bytes = stat.page_bytes
+        self.sync_heads()
         check(lm.txn_begin(self.env, NULL, RDONLY, &self.reader), f"cannot read {path}")
         lm.txn_reset(self.reader)
         self.map_at = <char*><size_t>_mapped_at(Path(path) / "data.mdb")
@@ -203,6 +204,18 @@ cdef class Environment:
         if self.env is not NULL:
             self.users = 1
             self.release()
+
+    cdef int sync_heads(self) except -1:
+        """Bring the heads of a new file to disk before its first commit: LMDB syncs them with it, and
+        what a power cut leaves of both at once may have a page and no head."""
+        cdef EnvironmentInfo info
+        check(lm.env_info(self.env, &info), f"cannot read {self.path}")
+        if info.last_txn == 0 and not self.readonly:
+            try:
+                os.fsync(self.fd)
+            except OSError as error:
+                raise error_of(self.fd, error.errno, f"cannot sync {self.path}") from error
+        return 0
 
     cdef list open_dbs(self, tuple names, int format_version):
         """The named databases, of which the first is `meta`. They and the format stamp are made

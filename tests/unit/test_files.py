@@ -321,7 +321,9 @@ def test_a_small_file_is_on_disk_before_its_name_is(tmp_path: Path, synced: list
 def test_the_names_of_a_store_are_on_disk(tmp_path: Path, synced: list[str]) -> None:
     path = tmp_path / "store"
     with opened(path):
-        assert synced == [str(path / "log"), str(path / "tables"), str(path), str(tmp_path)]
+        files = [str(path / name / "data.mdb") for name in ("log", "tables")]
+        names = [str(path / "log"), str(path / "tables"), str(path), str(tmp_path)]
+        assert synced == files + names
 
 
 def test_a_node_keeps_its_name_and_one_that_a_power_cut_emptied_gets_one(tmp_path: Path) -> None:
