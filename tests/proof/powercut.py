@@ -36,7 +36,7 @@ from edgenode.recovery import recover
 from edgenode.virtual import START_NS
 from engine.clock import CorrectedClock, VirtualClock
 from engine.errors import EngineError
-from engine.files import catch_up, close_store, open_store, reindex_due
+from engine.files import UNBORN_PAGES, catch_up, close_store, open_store, reindex_due
 from tests.proof import afterlife, pool, recorder, shim, trace, truth
 from tests.proof.outcome import Outcome, command
 from tests.proof.pool import Board
@@ -213,6 +213,10 @@ class Image:
         """Take them away again."""
         for file in (LOG, TABLES):
             base = self.base[file]
+            if len(base) < UNBORN_PAGES * PAGE:  # opening it has made a store of it
+                os.ftruncate(self.fds[file], 0)
+                os.pwrite(self.fds[file], base, 0)
+                continue
             for at, data in pair[file]:
                 os.pwrite(self.fds[file], base[at : at + len(data)], at)
             os.ftruncate(self.fds[file], len(base))

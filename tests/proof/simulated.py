@@ -11,7 +11,10 @@ import sys
 import time
 
 from tests.proof.outcome import Outcome, command
-from tests.sim.run import YEAR, judge, plant_one
+from tests.sim.run import SMALL, YEAR, Size, judge, plant_one
+
+LONG = Size(8.0, 20)  # idle years, incidents
+LONG_S = 30.0  # a budget from which on runs are long
 
 
 def part(seed: int, seconds: float) -> Outcome:
@@ -19,9 +22,9 @@ def part(seed: int, seconds: float) -> Outcome:
     outcome = Outcome("simulation", seed, command("simulated", seed, seconds))
     until_s = time.monotonic() + seconds
     outcome.planted = plant_one(seed)
-    at, node_ns = seed, 0
+    at, node_ns, size = seed, 0, LONG if seconds >= LONG_S else SMALL
     while at == seed or time.monotonic() < until_s:
-        verdict, again = judge(at), judge(at)
+        verdict, again = judge(at, size=size), judge(at, size=size)
         outcome.faults += [f"seed {at}: {fault}" for fault in verdict.faults[:3]]
         if again.trace != verdict.trace:
             outcome.faults.append(f"seed {at}: its trace is another the second time")
