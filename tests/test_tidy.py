@@ -131,6 +131,23 @@ def test_each_way_out_has_one_door() -> None:
     assert not faults, "\n".join(faults)
 
 
+def twins(paths: list[Path]) -> list[str]:
+    """Files of tests with one name: pytest takes the second for the first, and ends."""
+    first: dict[str, Path] = {}
+    return [
+        f"{name_of(path)} has the name of {name_of(first[path.name])}"
+        for path in paths
+        if first.setdefault(path.name, path) is not path
+    ]
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    faults = twins(sorted((ROOT / "tests").rglob("test_*.py")))
+    assert not faults, "\n".join(faults)
+    unit, sim = ROOT / "tests/unit/test_x.py", ROOT / "tests/sim/test_x.py"
+    assert twins([unit, sim]) == ["tests/sim/test_x.py has the name of tests/unit/test_x.py"]
+
+
 def test_files_are_small() -> None:
     faults = []
     for path in sources("engine", "edgenode", "minoots", "bench", "tests", "packaging"):
