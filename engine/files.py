@@ -17,7 +17,6 @@ import mmap
 import os
 import select
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +25,8 @@ from typing import Protocol
 from engine._log import LmdbLog
 from engine._tables import SLICE_AGE_NS, SLICE_ENTRIES, LmdbTables
 from engine.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked
-from engine.record import IMAGE, ROW_HEAD_BYTES, Image, Scale, chain_hash, check_event
-from engine.store import CHAIN_START, Commit, Filter, LogState
-from engine.timer import State
+from engine.record import chain_hash, check_event
+from engine.store import CHAIN_START, Commit, LogState
 
 DIRECTORY_MODE = 0o700
 LOCK_MODE = 0o600
@@ -177,46 +175,6 @@ def _verify(log: SealedLog, commit: Commit, previous: bytes) -> bool:
     if chain_hash(previous, commit.first_seq, events, receipts, notes) != commit.chain:
         raise StoreCorrupt(f"commit {commit.number} does not agree with the hash chain")
     return True
-
-
-def verify_tables(tables: LmdbTables) -> int:
-    """Walk the timers and their indexes; how many timers there are. 3 us a timer, and 100 bytes for
-    each different name.
-
-    LMDB's pages have no checksum: where one is damaged, rows may be there and not be seen, and what
-    is seen is right. So it is counted. Raises StoreCorrupt if anything is damaged or not seen.
-    """
-    timers, after = 0, b""
-    dues, names = [0, 0], Counter[int]()
-    more = True
-    while more:
-        rows, after = tables.scan(Filter(), after, VERIFY_ROWS, VERIFY_ROWS)
-        for row in rows:
-            image = Image._make(IMAGE.unpack_from(row, ROW_HEAD_BYTES))
-            dues[image.scale] += image.state == State.SCHEDULED and image.due_ns != 0
-            names[image.name_hash] += image.name_hash != 0
-        timers, more = timers + len(rows), bool(after)
-    _same("timers", timers, tables.applied().live_count)
-    for scale in Scale:
-        _same(f"dues of scale {scale.name.lower()}", _dues(tables, scale), dues[scale])
-    for name, count in names.items():
-        if count:
-            _same(f"timers of the name {name:016x}", len(tables.named(name)), count)
-    return timers
-
-
-def _dues(tables: LmdbTables, scale: Scale) -> int:
-    ids, _, after = tables.due(scale, 0, FAR_NS, b"", VERIFY_ROWS)
-    count = len(ids) // 16
-    while after:
-        ids, _, after = tables.due(scale, 0, FAR_NS, after, VERIFY_ROWS)
-        count += len(ids) // 16
-    return count
-
-
-def _same(what: str, seen: int, there: int) -> None:
-    if seen != there:
-        raise StoreCorrupt(f"the tables show {seen} {what}, and should {there}; make them anew")
 
 
 def reindex_due(tables: LmdbTables) -> None:

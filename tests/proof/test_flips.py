@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,15 +75,12 @@ def test_what_a_damaged_page_hides_is_counted_by_verify(tmp_path: Path) -> None:
             limit()
             bench.flip(1, bit)
             reading = bench.read()
-            bench.flip(1, bit)
-            if reading is None:
-                continue
-            # Ends and idempotency keys are not counted.
-            hidden = [text for text in reading.missed if not re.search("the (end|note)", text)]
+            hidden = reading.missed if reading is not None else []
             board["hidden"] += bool(hidden)
-            if hidden and not (reading.counted or flips._errors(reading)):
+            if hidden and not bench.verify():
                 board["unseen"] += 1
                 board.say(f"bit {bit}: {hidden[:3]}", over=True)
+            bench.flip(1, bit)
 
     board = Board("hidden", "unseen")
     run(work, [board])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,21 @@ def test_a_part_in_small(entry: run.Entry, capsys: pytest.CaptureFixture[str]) -
     assert not outcome.faults
     assert sum(outcome.counts.values()) > 0
     assert str(outcome.seed) in outcome.command
+
+
+@pytest.mark.parametrize("entry", run.PARTS, ids=[entry.name for entry in run.PARTS])
+def test_a_part_is_a_program_too(entry: run.Entry) -> None:
+    """The command that repeats it, as docs/evidence.md has it."""
+    words = ["--seed", "20262", "--seconds", f"{run.SMALL_PART_S:.0f}"]
+    ran = subprocess.run(
+        [sys.executable, "-m", entry.part.__module__, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "planted and caught" in ran.stdout or "skipped" in ran.stdout
 
 
 def test_the_page_is_what_the_results_say() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from edgenode.offline import reindex
 from engine.errors import StoreCorrupt
-from engine.files import close_store, open_store, verify_tables
+from engine.files import open_store
 from tests.unit.stored import behind, filled, flip, opened, timer_id
 
 STANDING = (b"meta", b"standing", 100)
@@ -66,30 +66,3 @@ def test_tables_of_a_trimmed_log_are_not_touched(
     assert "position does not agree" in capsys.readouterr().err
     flip(path / "tables", *STANDING)
     assert rows_of(path) == before
-
-
-@pytest.mark.parametrize(
-    ("table", "says"),
-    [
-        (b"due", "the tables show 38 dues of scale wall, and should 39"),
-        (b"names", "the tables show 38 timers of the name"),
-    ],
-)
-def test_what_the_tables_show_is_counted(tmp_path: Path, table: bytes, says: str) -> None:
-    path = tmp_path / "store"
-    filled(path)
-    assert counted(path) == 39
-    with behind(path / "tables", table) as (txn, keys):
-        txn.delete(keys[5])
-    with pytest.raises(StoreCorrupt, match=says):
-        counted(path)
-    assert reindex(path, tables=False) == 0
-    assert counted(path) == 39
-
-
-def counted(path: Path) -> int:
-    log, tables = open_store(path)
-    try:
-        return verify_tables(tables)
-    finally:
-        close_store(path, log, tables)
