@@ -39,12 +39,14 @@ Steps = Generator[int, None, bytes]
 class Op(NamedTuple):
     """One verb. changes: it writes, so it takes an idempotency key. creates: it makes timers, so it
     waits when the tables are too far behind. bulk: large, so small requests go before it. One whose
-    run returns None is answered later, by the delivery."""
+    run returns None is answered later, by the delivery. brief: its idempotency keys are kept for
+    minutes (idempotency.BRIEF_NS)."""
 
     run: Callable[[Ledger, Call], bytes | Steps | None]
     changes: bool = False
     creates: bool = False
     bulk: bool = False
+    brief: bool = False
 
 
 OPS: dict[str, Op] = {
@@ -77,10 +79,10 @@ OPS: dict[str, Op] = {
     "consumer.list": Op(consume.list_consumers),
     "consumer.delete": Op(consume.delete, changes=True),
     "consumer.pull": Op(consume.pull, changes=True),
-    "consumer.ack": Op(consume.ack, changes=True),
-    "consumer.progress": Op(consume.progress, changes=True),
-    "consumer.nack": Op(consume.nack, changes=True),
-    "consumer.term": Op(consume.term, changes=True),
+    "consumer.ack": Op(consume.ack, changes=True, brief=True),
+    "consumer.progress": Op(consume.progress, changes=True, brief=True),
+    "consumer.nack": Op(consume.nack, changes=True, brief=True),
+    "consumer.term": Op(consume.term, changes=True, brief=True),
     "dlq.list": Op(dead.list_dead, bulk=True),
     "dlq.redrive": Op(dead.redrive, changes=True, bulk=True),
     "dlq.drop": Op(dead.drop, changes=True, bulk=True),
@@ -266,7 +268,8 @@ class Node:
 
     def _finish(self, call: Call, first_seq: int, key: bytes, reply: bytes) -> None:
         if key:
-            idempotency.remember(self.ledger, call, first_seq, reply)
+            brief = OPS[call.header.op].brief
+            idempotency.remember(self.ledger, call, first_seq, reply, brief=brief)
         self._reply(call, reply)
 
     def _reply(self, call: Call, reply: bytes) -> None:

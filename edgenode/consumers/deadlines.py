@@ -16,7 +16,7 @@ from engine.clock import tick_at_or_after, tick_floor
 T = TypeVar("T")
 
 TICK_NS = 1 << 20
-ROOM = 1 << 22
+ROOM = 1 << 26  # address space: a thousand consumers that hold as much as they may
 BATCH = 1_024  # that run out at one time are told in one go
 
 

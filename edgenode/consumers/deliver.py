@@ -11,7 +11,7 @@ from edgenode.call import Call
 from edgenode.consumers import notes
 from edgenode.consumers.dead import REASON_CHARS_MAX, Dead
 from edgenode.consumers.room import INACTIVE
-from edgenode.consumers.state import Consumer, Held, Standing, Waiting
+from edgenode.consumers.state import Consumer, Message, Standing, Waiting
 from edgenode.ledger import Ledger
 from engine.errors import StoreCorrupt
 from engine.record import Kind, check_event
@@ -28,7 +28,7 @@ NEVER_NS = 1 << 62
 IDLE_CURSOR = 65_536  # events that a cursor may run ahead of what is stored of it
 
 
-_Out = tuple[Held, bytes, int]  # with its record, and when it fired if that is a copy
+_Out = tuple[Message, bytes, int]  # with its record, and when it fired if that is a copy
 
 
 class Delivery:
@@ -72,7 +72,7 @@ class Delivery:
 
     def _hold(self, consumer: Consumer, seq: int, data: bytes) -> bool:
         """Hold one; whether it can be delivered at once."""
-        held = Held(seq, timer=notes.timer_of(data) if consumer.plan.ordered else b"")
+        held = Message(seq, timer=notes.timer_of(data) if consumer.plan.ordered else b"")
         consumer.admit(held)
         return held.standing == Standing.READY
 
@@ -150,15 +150,16 @@ class Delivery:
         """When those among them that are expiries fired."""
         if not seqs:
             return {}
-        found, last = {}, len(seqs) - 1
-        if seqs[last] - seqs[0] < 16 * len(seqs):
-            found = self._ledger.log.receipts(seqs[0], seqs[last])
+        ledger, found = self._ledger, {}
+        if seqs[-1] - seqs[0] < 16 * len(seqs):
+            found = ledger.log.receipts(seqs[0], seqs[-1])
         else:
             for seq in seqs:
-                found |= self._ledger.log.receipts(seq, seq)
-        return found | self._ledger.fired
+                found |= ledger.log.receipts(seq, seq)
+        newer = ((seq, ledger.fired_ns(seq)) for seq in seqs)
+        return found | {seq: fired_ns for seq, fired_ns in newer if fired_ns is not None}
 
-    def _event(self, consumer: Consumer, held: Held) -> tuple[bytes, int]:
+    def _event(self, consumer: Consumer, held: Message) -> tuple[bytes, int]:
         """The record of a message, and when it fired if it is a copy that says so."""
         if held.copied:
             return notes.event_of(self.copy(consumer, held.seq))
@@ -193,7 +194,7 @@ class Delivery:
             try:
                 left -= self._feed(consumer, left)
             except StoreCorrupt as error:
-                self._refuse_waiting(consumer, str(error))
+                self._refuse_waiting(consumer, "internal", str(error))
             if left <= 0:
                 self.is_behind = True
                 return
@@ -232,8 +233,8 @@ class Delivery:
         for call in self._room.take_waiting():
             self._ledger.answers.append(calls.final(call, body_of([])))
 
-    def _refuse_waiting(self, consumer: Consumer, detail: str) -> None:
-        problem = refusal("internal", f"consumer {consumer.name!r}: {detail}")
+    def _refuse_waiting(self, consumer: Consumer, code: str, detail: str) -> None:
+        problem = refusal(code, f"consumer {consumer.name!r}: {detail}")
         for waiting in list(consumer.waiting):
             self._room.end_wait(consumer, waiting)
             call = waiting.call
@@ -241,7 +242,7 @@ class Delivery:
 
     def _run_out(self, consumer: Consumer, what: object) -> None:
         now_ns = self._ledger.now.steady_ns
-        if isinstance(what, Held):
+        if isinstance(what, Message):
             if what.standing == Standing.LATER:
                 consumer.put_back(what, now_ns, 0)
             elif consumer.is_exhausted(what):
@@ -266,20 +267,16 @@ class Delivery:
 
     # ------------------------------------------------------------------------------- the dead
 
-    def bury(self, consumer: Consumer, held: Held, reason: str) -> None:
+    def bury(self, consumer: Consumer, held: Message, reason: str) -> None:
         """Dead-letter a message, with a copy of its event; the log says so.
 
-        With DEAD_MAX of them it is delivered again instead: nothing is dropped.
+        With DEAD_MAX of them, or an event that is damaged, it is to be delivered again instead:
+        nothing is dropped, and who pulls what is damaged is told.
         """
         ledger = self._ledger
-        if len(consumer.dead) >= DEAD_MAX:
+        if len(consumer.dead) >= DEAD_MAX or not self._keep_copy(consumer, held):
             consumer.put_back(held, ledger.now.steady_ns, consumer.wait_ns(held))
             return
-        if not held.copied:
-            data, _ = self._event(consumer, held)
-            fired_ns = self._receipts([held.seq]).get(held.seq, -1)
-            key = notes.key_of(consumer, b"dead", held.seq)
-            self._room.copies[key] = notes.copy_of(data, fired_ns)
         reason = reason[:REASON_CHARS_MAX]
         consumer.settle(held)
         consumer.dead.add(Dead(held.seq, held.attempt, reason, ledger.now.utc_ns))
@@ -295,6 +292,20 @@ class Delivery:
             ),
         )
 
+    def _keep_copy(self, consumer: Consumer, held: Message) -> bool:
+        """Have the event kept for as long as the message is dead; False if it is damaged."""
+        if held.copied:
+            return True
+        try:
+            data, _ = self._event(consumer, held)
+            check_event(held.seq, data)
+        except StoreCorrupt:
+            return False
+        fired_ns = self._receipts([held.seq]).get(held.seq, -1)
+        key = notes.key_of(consumer, b"dead", held.seq)
+        self._room.copies[key] = notes.copy_of(data, fired_ns)
+        return True
+
     def copy(self, consumer: Consumer, seq: int) -> bytes:
         """The copy of a dead letter's event. Raises StoreCorrupt."""
         key = notes.key_of(consumer, b"dead", seq)
@@ -309,7 +320,7 @@ class Delivery:
         data, _ = notes.event_of(self.copy(consumer, dead.seq))
         timer = notes.timer_of(data) if consumer.plan.ordered else b""
         known = dead.attempts
-        held = Held(dead.seq, attempt=known, copied=True, before=known, timer=timer)
+        held = Message(dead.seq, attempt=known, copied=True, before=known, timer=timer)
         consumer.admit(held)
 
     def drop(self, consumer: Consumer, dead: Dead) -> None:
@@ -326,7 +337,7 @@ class Delivery:
 
     # ------------------------------------------------------------------------------- the end of it
 
-    def ack(self, consumer: Consumer, held: Held) -> None:
+    def ack(self, consumer: Consumer, held: Message) -> None:
         """It is done."""
         consumer.settle(held)
         consumer.counts.acked += 1
@@ -335,11 +346,7 @@ class Delivery:
 
     def delete(self, consumer: Consumer, reason: str) -> None:
         """End a consumer and all that it holds; the log says so."""
-        problem = refusal("not_found", f"consumer {consumer.name!r} was deleted: {reason}")
-        for waiting in list(consumer.waiting):
-            self._room.end_wait(consumer, waiting)
-            call = waiting.call
-            self._ledger.answers.append(calls.problem(call.door, call.peer, call.corr, problem))
+        self._refuse_waiting(consumer, "not_found", f"it was deleted, by {reason}")
         gone = self._room.gone
         gone += [notes.key_of(consumer, b"piece", number) for number in consumer.dead.pieces]
         gone.append(notes.key_of(consumer))

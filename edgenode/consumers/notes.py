@@ -22,16 +22,15 @@ from edgenode.consumers.dead import Dead
 from edgenode.consumers.deadlines import Deadlines
 from edgenode.consumers.plan import read_plan
 from edgenode.consumers.room import Consumers
-from edgenode.consumers.state import Consumer, Counts, Held, Standing
+from edgenode.consumers.state import Consumer, Counts, Message, Standing
 from edgenode.digest import digest
 from engine.errors import StoreCorrupt, StoreTooNew
-from engine.record import FLAG_IMAGE, Note
+from engine.record import FLAG_IMAGE, FOR_EVER_NS, Note
 from minoots.wire.bodies import ConsumerConfig
 
 VERSION = 1
 LIST_KEY = b"\x00minoots.consmrs"  # no digest of a client's key: those are random
-KEPT_NS = 1 << 62  # `at_ns` of a note that never grows too old
-GONE_NS = 0  # ... and of one that is forgotten soon
+GONE_NS = 0  # `at_ns` of a note that is forgotten soon
 
 _fired = struct.Struct("<q")
 _FLAGS, _ID = 6, slice(40, 56)  # of a record
@@ -75,7 +74,7 @@ def changes(consumers: Consumers) -> Iterator[Note]:
         consumer = consumers.by_key[name]
         for number in consumer.dead.changed:
             piece = list(consumer.dead.pieces.get(number, {}).values())
-            at_ns = KEPT_NS if piece else GONE_NS
+            at_ns = FOR_EVER_NS if piece else GONE_NS
             yield _note(key_of(consumer, b"piece", number), _encode(piece), at_ns)
         consumer.dead.changed.clear()
         consumer.noted_cursor = consumer.cursor
@@ -88,7 +87,7 @@ def changes(consumers: Consumers) -> Iterator[Note]:
     consumers.listed = False
 
 
-def _note(key: bytes, content: bytes, at_ns: int = KEPT_NS) -> Note:
+def _note(key: bytes, content: bytes, at_ns: int = FOR_EVER_NS) -> Note:
     return Note(key, bytes(16), at_ns, 0, 0, content)
 
 
@@ -183,15 +182,15 @@ def _restore_one(
     _line_up(consumer)
 
 
-def _held_of(state: State) -> Iterator[Held]:
+def _held_of(state: State) -> Iterator[Message]:
     seqs, untils = accumulate(state.seqs), accumulate(state.untils)
     for seq, standing, attempt, until_ns in zip(
         seqs, state.standings, state.attempts, untils, strict=True
     ):
-        yield Held(seq, Standing(standing), attempt, until_ns)
+        yield Message(seq, Standing(standing), attempt, until_ns)
     again = iter(state.again)
     for seq, standing, attempt, until_ns, before in zip(*[again] * 5, strict=True):
-        yield Held(seq, Standing(standing), attempt, until_ns, copied=True, before=before)
+        yield Message(seq, Standing(standing), attempt, until_ns, copied=True, before=before)
 
 
 def _line_up(consumer: Consumer) -> None:

@@ -54,18 +54,17 @@ def read_plan(asked: ConsumerConfig, tenant: str) -> Plan:
             "leave out the last ones",
         )
     waits = asked.backoff or [asked.ack_wait]
-    at_most = ACK_WAIT_NS_MAX
     member = "backoff" if asked.backoff else "ack_wait"
     inactive_ns = 0
     if asked.inactive_threshold is not None:
         inactive_ns = read_span("inactive_threshold", asked.inactive_threshold, ACK_WAIT_NS_MIN)
-    read_span("ack_wait", asked.ack_wait, ACK_WAIT_NS_MIN, at_most)
+    read_span("ack_wait", asked.ack_wait, ACK_WAIT_NS_MIN)
     match = read_match(asked.filter, tenant)
     if not asked.filter.types:  # what the node tells of itself has to be asked for
         match = match._replace(kinds_low=_TIMER_KINDS, kinds_high=0)
     return Plan(
         match,
-        tuple(read_span(member, text, ACK_WAIT_NS_MIN, at_most) for text in waits),
+        tuple(read_span(member, text, ACK_WAIT_NS_MIN) for text in waits),
         bool(asked.backoff),
         asked.max_deliver,
         asked.max_ack_pending,

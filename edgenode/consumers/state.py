@@ -34,9 +34,9 @@ class Standing(IntEnum):
     PARKED = 3
 
 
-@dataclass(slots=True)
-class Held:
-    """A message that is not settled. attempt: of its newest delivery, 0 if there was none.
+@dataclass(slots=True, eq=False)
+class Message:
+    """One that is held: it is not settled. attempt: of its newest delivery, 0 if there was none.
     until_ns: steady; when its acknowledgement or its delay runs out. copied: its event lies among
     the dead letters, the log may have forgotten it. before: attempts before it was redriven, which
     do not count for limits; an attempt's number is never given twice. timer: its timer, if order is
@@ -52,7 +52,7 @@ class Held:
     handle: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """A pull that waits. left: messages it still wants; push: it takes them one by one."""
 
@@ -72,7 +72,7 @@ class Counts:
     acked: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Consumer:
     """See the module. cursor: the next event to look at; noted_cursor: as it is stored. touched:
     shared by all, whose stored state no longer holds. active_ns: steady, the last request."""
@@ -85,8 +85,8 @@ class Consumer:
     deadlines: Deadlines[tuple[Consumer, object]]
     touched: set[Key]
     dead: DeadLetters = field(default_factory=DeadLetters)
-    held: dict[int, Held] = field(default_factory=dict)  # in the order of their seqs
-    again: dict[int, Held] = field(default_factory=dict)  # dead letters that were redriven
+    held: dict[int, Message] = field(default_factory=dict)  # in the order of their seqs
+    again: dict[int, Message] = field(default_factory=dict)  # dead letters that were redriven
     counts: Counts = field(default_factory=Counts)
     waiting: deque[Waiting] = field(default_factory=deque)
     out_count: int = 0
@@ -133,28 +133,28 @@ class Consumer:
             heapq.heappop(self._ready)
         return False
 
-    def find(self, seq: int) -> Held | None:
+    def find(self, seq: int) -> Message | None:
         """The message that it holds with this seq."""
         return self.held.get(seq) or self.again.get(seq)
 
-    def each(self) -> Iterator[Held]:
+    def each(self) -> Iterator[Message]:
         """All that it holds."""
         yield from self.held.values()
         yield from self.again.values()
 
     # ------------------------------------------------------------------------------- coming in
 
-    def admit(self, held: Held) -> None:
+    def admit(self, held: Message) -> None:
         """Hold a message that was found, or one that was redriven."""
         self.keep(held)
         self.line_up(held)
         self.touch()
 
-    def keep(self, held: Held) -> None:
+    def keep(self, held: Message) -> None:
         """Remember it; not yet where it stands."""
         (self.again if held.copied else self.held)[held.seq] = held
 
-    def line_up(self, held: Held) -> None:
+    def line_up(self, held: Message) -> None:
         """Put it where it stands, behind those of its timer if order is kept."""
         if held.timer:
             lane = self._lanes.setdefault(held.timer, deque())
@@ -164,7 +164,7 @@ class Consumer:
                 return
         self.place(held)
 
-    def place(self, held: Held) -> None:
+    def place(self, held: Message) -> None:
         """Put a held message where it stands: on the heap, or among the deadlines."""
         if held.standing == Standing.READY:
             heapq.heappush(self._ready, held.seq)
@@ -174,7 +174,7 @@ class Consumer:
 
     # ------------------------------------------------------------------------------- going out
 
-    def deliver(self, now_ns: int) -> Held | None:
+    def deliver(self, now_ns: int) -> Message | None:
         """Take the next message that is ready; it is out from now on."""
         if not self.has_ready:
             return None
@@ -187,18 +187,18 @@ class Consumer:
         self.touch()
         return held
 
-    def wait_ns(self, held: Held) -> int:
+    def wait_ns(self, held: Message) -> int:
         """How long the acknowledgement of its newest delivery may take."""
         return self.plan.wait_ns(held.attempt - held.before)
 
-    def delivered(self, seq: int, attempt: int) -> Held | None:
+    def delivered(self, seq: int, attempt: int) -> Message | None:
         """The held message of a delivery, unless it was delivered again since."""
         held = self.find(seq)
         if held is None or held.attempt != attempt or held.standing == Standing.PARKED:
             return None
         return held
 
-    def renew(self, held: Held, now_ns: int) -> bool:
+    def renew(self, held: Message, now_ns: int) -> bool:
         """Its worker is still at it; False if it is not out any more."""
         if held.standing != Standing.OUT:
             return False
@@ -209,7 +209,7 @@ class Consumer:
         self.touch()
         return True
 
-    def put_back(self, held: Held, now_ns: int, delay_ns: int) -> None:
+    def put_back(self, held: Message, now_ns: int, delay_ns: int) -> None:
         """To be delivered again, after a delay."""
         self._leave(held)
         held.standing = Standing.LATER if delay_ns else Standing.READY
@@ -217,7 +217,7 @@ class Consumer:
         self.place(held)
         self.touch()
 
-    def settle(self, held: Held) -> None:
+    def settle(self, held: Message) -> None:
         """It is done with: acknowledged, or dead."""
         self._leave(held)
         (self.again if held.copied else self.held).pop(held.seq)
@@ -225,16 +225,16 @@ class Consumer:
         if held.timer:
             self._next_in_lane(held)
 
-    def is_exhausted(self, held: Held) -> bool:
+    def is_exhausted(self, held: Message) -> bool:
         """Whether it was delivered as often as it may be."""
         return 0 < self.plan.max_deliver <= held.attempt - held.before
 
-    def _leave(self, held: Held) -> None:
+    def _leave(self, held: Message) -> None:
         if held.standing in (Standing.OUT, Standing.LATER):
             self.deadlines.disarm(held.handle)
             self.out_count -= held.standing == Standing.OUT
 
-    def _next_in_lane(self, held: Held) -> None:
+    def _next_in_lane(self, held: Message) -> None:
         lane = self._lanes[held.timer]
         if lane[0] != held.seq:
             lane.remove(held.seq)

@@ -12,7 +12,7 @@ from edgenode import call as calls
 from edgenode.call import Call
 from edgenode.consumers.deliver import LOOK_EVENTS, body_of
 from edgenode.consumers.plan import PULL_WAIT_NS_MAX, Plan, check_name, read_plan, read_span
-from edgenode.consumers.state import Consumer, Held
+from edgenode.consumers.state import Consumer, Message
 from edgenode.ledger import Ledger
 from edgenode.verbs.place import PAGE_BYTES_MAX, STEP_EVENTS, replay_start
 from engine.record import Kind
@@ -197,27 +197,25 @@ def pull(ledger: Ledger, call: Call) -> bytes | None:
     wait_ns = read_span("wait", asked.wait, 0, PULL_WAIT_NS_MAX)
     now_ns, delivery = ledger.now.steady_ns, ledger.delivery
     ledger.consumers.active(consumer, now_ns)
-    if asked.push and wait_ns:
-        delivery.wait(consumer, call, asked.batch, now_ns + wait_ns, True)
-        return None
-    # Who has waited longer comes first.
-    messages = [] if consumer.waiting else delivery.take(consumer, asked.batch)
-    if messages or not wait_ns:
-        return body_of(messages)
+    if not (asked.push and wait_ns):
+        # Who has waited longer comes first.
+        messages = [] if consumer.waiting else delivery.take(consumer, asked.batch)
+        if messages or not wait_ns:
+            return body_of(messages)
     waits = sum(len(one.waiting) for one in ledger.consumers.hungry.values())
     most = ledger.config.limits.inbox_max
     if waits >= most:
         raise refusal(
             "overloaded", f"{most} pulls wait (inbox_max); ask again", retry_after_ms=1_000
         )
-    delivery.wait(consumer, call, asked.batch, now_ns + wait_ns, False)
+    delivery.wait(consumer, call, asked.batch, now_ns + wait_ns, asked.push)
     return None
 
 
 class Named(NamedTuple):
     """Deliveries of a request: those that are out, and those that are not, or not any more."""
 
-    held: list[Held]
+    held: list[Message]
     stale: list[str]
 
 
@@ -229,7 +227,7 @@ def _named(ledger: Ledger, call: Call, consumer: Consumer, deliveries: list[str]
             pointer="/deliveries",
         )
     ledger.consumers.active(consumer, ledger.now.steady_ns)
-    held: dict[int, Held] = {}
+    held: dict[int, Message] = {}
     stale = []
     for at, text in enumerate(deliveries):
         epoch, seq, attempt = _read_delivery(text, at)

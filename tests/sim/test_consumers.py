@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgenode.config import Config, LimitsSection
 from tests.sim.worker import Work, names
 
 
@@ -247,6 +248,16 @@ def test_pushes_come_one_by_one_until_the_credit_is_used(work: Work) -> None:
     assert work.heard() == [(b"P", b"2", ["t3"])]
     work.pass_(60.01)
     assert work.heard() == [(b"R", b"2", [])]
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_not_more_pulls_wait_than_the_inbox_may_hold(push: bool) -> None:
+    work = Work(Config(limits=LimitsSection(inbox_max=16)))
+    work.make()
+    for k in range(17):
+        work.post(b"%d" % k, wait="60s", push=push)
+    assert [(kind, corr) for kind, corr, _ in work.heard()] == [(b"E", b"16")]
+    assert work.info()["waiting"] == 16
 
 
 def test_two_pushes_take_turns(work: Work) -> None:

@@ -308,6 +308,20 @@ def test_a_pull_takes_no_idempotency_key_and_an_ack_may(work: Work) -> None:
     assert work.ask("consumer.ack", asked, idem="k") == {"count": 1, "replayed": True}
 
 
+def test_the_key_of_an_ack_is_kept_for_minutes_and_not_for_a_day(work: Work) -> None:
+    """A worker sends some hundred a second: kept for a day, they would fill `log.idem_max`."""
+    work.make(ack_wait="1d")
+    work.fire(2)
+    a, b = work.pull()
+    for message, key in ((a, "a"), (b, "b")):
+        asked = {"name": "w", "deliveries": [message["delivery"]]}
+        assert work.ask("consumer.ack", asked, idem=key) == {"count": 1}
+        work.pass_(899)
+        assert work.ask("consumer.ack", asked, idem=key) == {"count": 1, "replayed": True}
+        work.pass_(2)
+        assert work.ask("consumer.ack", asked, idem=key)["count"] == 0
+
+
 def test_a_damaged_event_is_not_delivered_and_the_node_goes_on(work: Work) -> None:
     work.make()
     work.fire(3)
@@ -325,6 +339,22 @@ def test_a_damaged_event_is_not_delivered_and_the_node_goes_on(work: Work) -> No
     events[bad] = whole  # as a repaired log
     work.node.restart()
     assert [one["attempt"] for one in work.pull()] == [1, 1]
+
+
+def test_a_damaged_event_is_not_buried_and_the_node_goes_on(work: Work) -> None:
+    work.make(max_deliver=1, ack_wait="1s")
+    work.fire(2)
+    whole, broken = work.pull()
+    work.node.restart()
+    events = work.node.log._events
+    before, events[broken["seq"]] = events[broken["seq"]], b""
+    work.ack(whole, broken, op="term")
+    assert (work.info()["dead"], work.info()["ack_pending"]) == (1, 1)
+    work.pass_(2)
+    assert work.refused("consumer.pull", {"name": "w"})["code"] == "internal"
+    assert len(work.ask("dlq.list", {"consumer": "w"})["items"]) == 1
+    events[broken["seq"]] = before  # as a repaired log
+    assert [one["seq"] for one in work.pull()] == [broken["seq"]]
 
 
 def test_idle_years_with_a_pending_ack_cost_nothing(work: Work) -> None:
