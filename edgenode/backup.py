@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgenode.check import check_full, check_increment
+from edgenode.config import NODE_ID_FILE, READY_FILE
 from edgenode.manifest import (
     DIRECTORY_MODE,
     FILE_MODE,
@@ -43,12 +44,12 @@ from edgenode.manifest import (
     TablesPart,
     made_at,
     read_manifest,
-    sync_directory,
     write_manifest,
 )
 from engine._audit import Audit
 from engine._copy import Overtaken, StoreFiles, write_out
 from engine.errors import StoreCorrupt, StoreFailed, StoreFull
+from engine.files import sync_directory
 from engine.store import CHAIN_START
 
 PIECE_BYTES = 256 << 10  # of one read transaction
@@ -278,12 +279,12 @@ def _log_part(audit: Audit, file: ItemFile, span: _Span, chain_before: str) -> L
 def _node_id(data_dir: Path) -> str:
     """The name of the node whose directory this is; "" if it never had one."""
     try:
-        name = json.loads((data_dir / "minoots.json").read_bytes())["node_id"]
+        name = json.loads((data_dir / READY_FILE).read_bytes())["node_id"]
         if isinstance(name, str):
             return name
     except (OSError, ValueError, KeyError):
         pass  # it does not run
-    path = data_dir / "node.id"
+    path = data_dir / NODE_ID_FILE
     return path.read_text(encoding="ascii").strip() if path.exists() else ""
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgenode.backup import PIECE_BYTES
-from edgenode.manifest import DIRECTORY_MODE, sync_directory
+from edgenode.manifest import DIRECTORY_MODE
 from edgenode.verify import verify_store
 from engine._copy import StoreFiles
 from engine._load import StoreLoader
 from engine.errors import StoreFailed
-from engine.files import close_store, hold, open_store, reindex_due
+from engine.files import close_store, hold, open_store, reindex_due, sync_directory
 
 WORK = "compacting"  # the folder in the data directory where the files are made
 PARTS = ("log", "tables")

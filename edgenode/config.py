@@ -18,6 +18,10 @@ from minoots.wire.times import format_duration, parse_duration
 
 MIB = 1 << 20
 
+# In the data directory, beside the store.
+NODE_ID_FILE = "node.id"
+READY_FILE = "minoots.json"  # while the node serves
+
 
 class ConfigError(Exception):
     """The configuration cannot be used; `faults` says each thing that is wrong."""

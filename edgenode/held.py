@@ -11,11 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from engine.record import Note, unpack_note
+from engine.record import FOR_EVER_NS, Note, unpack_note
 from minoots.wire.bodies import TimerFilter
 
 HELD_KEY = b"\x00minoots.overdue"  # no digest of a client's key: those are random
-HELD_AT_NS = 1 << 62  # so that it never grows too old
 NOTHING = (0, 0)
 
 Word = Literal["fire", "skip"]
@@ -57,7 +56,7 @@ class Held(msgspec.Struct, omit_defaults=True):
 
     def note(self) -> Note:
         """For the store."""
-        return Note(HELD_KEY, bytes(16), HELD_AT_NS, 0, 0, _encode(self))
+        return Note(HELD_KEY, bytes(16), FOR_EVER_NS, 0, 0, _encode(self))
 
 
 _encode = msgspec.json.Encoder().encode

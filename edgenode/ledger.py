@@ -33,6 +33,7 @@ from engine.pulse import Left
 from engine.record import (
     FLAG_BLOB,
     FLAG_SLIM,
+    FOR_EVER_NS,
     IMAGE,
     Event,
     Image,
@@ -54,7 +55,6 @@ from minoots.wire.times import IdMaker
 if TYPE_CHECKING:
     from edgenode.consumers.deliver import Delivery
 
-FOR_EVER_NS = 1 << 62  # the time of a note that does not grow old
 TICK_NS = (
     1 << 20
 )  # the wheel's unit, 1.05 ms: the release is exact, the wheel only hands over ahead

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from edgenode.config import Config
+from edgenode.config import READY_FILE, Config
 from edgenode.doors.zeromq import FILES_OTHER
-from edgenode.process import READY_FILE
 from engine._kernel import NtpState, monotonic_ns, ntp_state
 from engine._wait import Waiter, boottime_ns, set_timer_slack
 

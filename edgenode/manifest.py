@@ -7,12 +7,12 @@ A directory without one is no backup. `docs/format.md` tells the layout of the f
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from engine.errors import StoreCorrupt, StoreTooNew
+from engine.files import write_durably
 from minoots.wire.times import format_instant
 
 FORMAT = 1
@@ -101,21 +101,5 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Make a backup of the files in `folder`, which are on disk."""
-    path = folder / MANIFEST
-    fresh = path.with_suffix(".new")
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE), "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_directory(folder)
-
-
-def sync_directory(folder: Path) -> None:
-    """Have the names in a directory be on disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_durably(folder / MANIFEST, text)

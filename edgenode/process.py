@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from edgenode.config import Config
+from edgenode.config import READY_FILE, Config
 from edgenode.doors._mailbox import Mailbox
 from edgenode.doors.zeromq import Doors
 from edgenode.ledger import Ledger
@@ -28,8 +28,6 @@ from engine._wait import Waiter
 from engine.clock import CorrectedClock, Timescale
 from engine.files import close_store
 from engine.record import Kind
-
-READY_FILE = "minoots.json"
 
 
 @dataclass(slots=True)

@@ -23,14 +23,24 @@ from edgenode.edges import StoreLog, StoreTables
 from edgenode.encode import Identity
 from edgenode.held import HELD_KEY, held_of
 from edgenode.horizon import Horizon
-from edgenode.ledger import FOR_EVER_NS, TICK_NS, Ledger
+from edgenode.ledger import TICK_NS, Ledger
 from edgenode.overdue import guard
 from edgenode.turns import Awaited
 from engine import schedule as rules
 from engine._hot import HotSet
 from engine._wheel import Wheel
-from engine.clock import Anchor, Clock, Now, Timescale, tick_floor
-from engine.record import Event, Image, Kind, Note, Scale, rule_of, unpack_event, unpack_note
+from engine.clock import Anchor, Clock, Timescale, tick_floor
+from engine.record import (
+    FOR_EVER_NS,
+    Event,
+    Image,
+    Kind,
+    Note,
+    Scale,
+    rule_of,
+    unpack_event,
+    unpack_note,
+)
 from engine.timer import TERMINAL, Reason, State
 
 ANCHOR_KEY = b"\x00minoots.anchor\x00"  # no digest of a client's key: those are random
@@ -64,12 +74,12 @@ def recover(
 ) -> Recovered:
     """Build the ledger from the store. Raises StoreCorrupt."""
     state = log.state()
-    notes = _newer_notes(log, tables.applied().commit)
+    notes = newer_notes(log, tables.applied().commit)
     timescale = _timescale(notes, tables, clock, config.clock.hold_above)
     now = timescale.now(clock)
     # A wheel that began at 0 would hold all of them in its heap for what is far away.
     hot = HotSet(Wheel(capacity=1 << 26, now_tick=tick_floor(now.steady_ns, TICK_NS)))
-    newest = {key: data for _, key, data in notes}
+    newest = {key: data for _, key, data in notes}  # the last of each key
     ledger = Ledger(
         config,
         Identity(node_id, "default", state.epoch),
@@ -78,7 +88,7 @@ def recover(
         hot,
         random_bits,
         now,
-        _consumers(log, tables, newest, now),
+        consumers_of(log, tables, newest, now.steady_ns),
         chain=state.chain,
         first_seq=state.last_seq + 1,
         serving_since_ns=now.steady_ns,
@@ -107,24 +117,25 @@ def anchor_note(timescale: Timescale, clock: Clock) -> Note:
     return Note(ANCHOR_KEY, bytes(16), FOR_EVER_NS, 0, 0, _encode(anchor))
 
 
-def _consumers(
-    log: StoreLog, tables: StoreTables, newest: dict[bytes, bytes], now: Now
+def consumers_of(
+    log: StoreLog, tables: StoreTables, newest: dict[bytes, bytes], now_ns: int
 ) -> Consumers:
-    """The durable consumers as they stand."""
+    """The durable consumers as they stand. newest: the notes that the tables do not have. Raises
+    StoreCorrupt, StoreTooNew."""
 
     def find(key: bytes) -> bytes | None:
         data = newest.get(key) or tables.note(key)
         return None if data is None else unpack_note(data).reply
 
-    consumers = consumer_notes.restore(find, log.event, now.steady_ns)
-    first_seq = log.state().first_seq
+    consumers = consumer_notes.restore(find, log.event, now_ns)
     for consumer in consumers.by_key.values():
         # What is gone passed no filter: else it would be held, and kept for that.
-        consumer.cursor = max(consumer.cursor, first_seq)
+        consumer.cursor = max(consumer.cursor, log.state().first_seq)
     return consumers
 
 
-def _newer_notes(log: StoreLog, applied_commit: int) -> list[tuple[int, bytes, bytes]]:
+def newer_notes(log: StoreLog, applied_commit: int) -> list[tuple[int, bytes, bytes]]:
+    """(commit, key, note) of those in the log that the tables do not have, in order."""
     found = []
     at = applied_commit + 1
     while page := log.commits(at, PAGE_EVENTS):

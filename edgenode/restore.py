@@ -8,7 +8,6 @@ times (`backup.py`); folding the events into them from where the tables stood br
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from pathlib import Path
 import msgspec
 
 from edgenode.check import check_backups, pieces
+from edgenode.config import NODE_ID_FILE
 from edgenode.manifest import (
     DIRECTORY_MODE,
-    FILE_MODE,
     LOG_FILE,
     TABLES_FILE,
     Manifest,
-    sync_directory,
 )
 from edgenode.recovery import ANCHOR_KEY
 from edgenode.verify import Verified, verify_store
@@ -31,7 +29,15 @@ from engine._load import StoreLoader
 from engine._tables import LmdbTables
 from engine.clock import Anchor, Clock, Timescale
 from engine.errors import StoreFailed, StoreFull
-from engine.files import catch_up, close_store, hold, open_store, reindex_due
+from engine.files import (
+    catch_up,
+    close_store,
+    hold,
+    open_store,
+    reindex_due,
+    sync_directory,
+    write_durably,
+)
 from engine.record import Scale, Standing, unpack_note
 
 WORK = "restoring"  # the folder in the data directory where the files are made
@@ -168,13 +174,7 @@ def _steady_ns(tables: LmdbTables, clock: Clock) -> int:
 
 def _move(work: Path, data_dir: Path, node_id: str) -> None:
     if node_id:
-        path = data_dir / "node.id"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
-        try:
-            os.write(fd, f"{node_id}\n".encode("ascii"))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        write_durably(data_dir / NODE_ID_FILE, f"{node_id}\n".encode("ascii"))
     (work / "tables").rename(data_dir / "tables")
     sync_directory(data_dir)
     (work / "log").rename(data_dir / "log")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgenode import call as calls
 from edgenode.call import Answer, Frames, problem
-from edgenode.config import Config
+from edgenode.config import NODE_ID_FILE, READY_FILE, Config
 from edgenode.doors.zeromq import Doors, open_doors, open_peer
 from edgenode.lead import Lead
 from edgenode.logs import say
@@ -26,7 +26,6 @@ from edgenode.loop import Loop
 from edgenode.metrics import Metrics
 from edgenode.node import FREE_OPS, Node
 from edgenode.process import (
-    READY_FILE,
     Serving,
     Store,
     notify,
@@ -48,7 +47,6 @@ from engine.files import open_store, write_durably
 from engine.record import Kind
 from minoots.wire.problems import Refused, refusal
 
-NODE_ID_FILE = "node.id"
 RETRY_NS = 1_000_000_000  # between two attempts to write to a failed store again
 RETRY_MS = RETRY_NS // 1_000_000
 TIMER_SLACK_NS = 1

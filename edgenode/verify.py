@@ -10,16 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgenode.consumers import notes as consumer_notes
+from edgenode.recovery import consumers_of, newer_notes
 from engine._audit import Audit
 from engine._copy import StoreFiles
 from engine.errors import StoreCorrupt
 from engine.files import close_store, hold, open_store
-from engine.record import Standing, unpack_note
+from engine.record import Standing
 from engine.store import LogEnds
 
 PIECE_BYTES = 4 << 20
-PAGE_COMMITS = 4_096
 
 Progress = Callable[[str, int], None]
 
@@ -157,16 +156,8 @@ def _check_consumers(data_dir: Path) -> int:
     """Restore the durable consumers as a start would; how many there are."""
     log, tables = open_store(data_dir)
     try:
-        newest: dict[bytes, bytes] = {}
-        at = tables.applied().commit + 1
-        while page := log.commits(at, PAGE_COMMITS):
-            newest |= {note[8:24]: note for commit in page for note in commit.notes}
-            at = page[-1].number + 1
-
-        def find(key: bytes) -> bytes | None:
-            data = newest.get(key) or tables.note(key)
-            return None if data is None else unpack_note(data).reply
-
-        return len(consumer_notes.restore(find, log.event, 0).by_key)
+        notes = newer_notes(log, tables.applied().commit)
+        newest = {key: data for _, key, data in notes}
+        return len(consumers_of(log, tables, newest, 0).by_key)
     finally:
         close_store(data_dir, log, tables)

@@ -54,6 +54,7 @@ STANDING = struct.Struct("<IIQQQQQQQ16s")
 
 ROW_SEED = 0x4D494E4F  # a row's checksum starts here, an event's at its seq: neither passes as the
 NOTE_SEED = 0x4E4F5445  # other, nor at another place
+FOR_EVER_NS = 1 << 62  # `at_ns` of a note that does not grow old
 META_SEED = 0x4D455441
 
 

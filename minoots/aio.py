@@ -28,8 +28,8 @@ from minoots.consumer import KEEP_DEFAULT, PREFETCH_DEFAULT, WAIT_DEFAULT, Async
 from minoots.consumers import AsyncConsumers, AsyncDeadLetters, setup
 from minoots.event import Event, as_datetime
 from minoots.exchange import IN_FLIGHT_DEFAULT, AsyncExchange
-from minoots.held import AsyncOverdue
 from minoots.order import WatchCore
+from minoots.overdue import AsyncOverdue
 from minoots.requests import RETRIES_DEFAULT, TIMEOUT_S_DEFAULT, Patience, Request
 from minoots.transport import monotonic_s
 from minoots.watch import AsyncWatch, Since, interest_of, replay_start, start_of

@@ -23,8 +23,8 @@ from minoots.connect import Locator, locator
 from minoots.consumers import Consumers, DeadLetters
 from minoots.event import Event, as_datetime
 from minoots.exchange import Exchange
-from minoots.held import Overdue
 from minoots.order import WatchCore
+from minoots.overdue import Overdue
 from minoots.requests import RETRIES_DEFAULT, TIMEOUT_S_DEFAULT, Patience, Request
 from minoots.transport import Transport, monotonic_s
 from minoots.watch import Since, Watch, interest_of, replay_start, start_of

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from edgenode.serve import NODE_ID_FILE, _node_id
+from edgenode.config import NODE_ID_FILE
+from edgenode.serve import _node_id
 from engine.errors import EngineError, StoreCorrupt, StoreFull, StoreLocked
 from engine.files import (
     catch_up,
