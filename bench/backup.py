@@ -9,31 +9,20 @@ and restore of what is there.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from bench.node import NS, ask, doors_of, lateness
+from bench.node import ask, doors_of, lateness
 from bench.recovery import EAGER, fill, node, settle
 from bench.report import machine
+from bench.verb import MINOOTS, command
 
 RATE = 500
 SPELLS = 3
-MINOOTS = (sys.executable, "-m", "edgenode")
-
-
-def command(*words: str) -> tuple[float, dict[str, Any]]:
-    """Run a verb; how long it took, and what it printed."""
-    began_ns = time.monotonic_ns()
-    ran = subprocess.run([*MINOOTS, *words, "--json"], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout)
-    return (time.monotonic_ns() - began_ns) / NS, found
 
 
 def beside(folder: Path, seconds: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from bench import coefficients, plot, report
 
 ALL = (  # not `peers`
     *("wheel", "store", "turn", "node", "jitter", "recovery", "growth", "consumers", "backup"),
+    "exchange",
 )
 GROWING = ("wheel", "recovery", "growth")  # those that `--large` takes to ten million timers
 README = report.ROOT / "bench" / "README.md"

@@ -9,11 +9,18 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from edgenode.bundles.command import commands as bundle_commands
 from minoots.cli import cli
+
+if TYPE_CHECKING:
+    from edgenode.bundles.orders import Carrier, Order
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -113,7 +120,7 @@ def demo_command(seconds: float) -> None:
     type=click.Choice(
         [
             *("wheel", "store", "turn", "node", "jitter", "recovery", "growth", "consumers"),
-            *("backup", "peers", "all"),
+            *("backup", "exchange", "peers", "all"),
         ]
     ),
 )
@@ -126,7 +133,7 @@ def demo_command(seconds: float) -> None:
 @click.option("--out", metavar="DIR", help="Write WHAT.json, its plot and its page there.")
 def bench_command(what: str, small: bool, large: bool, out: str | None) -> None:
     """Measure the wheel, the store, the turn, a whole node, how late it fires, how it restarts,
-    grows and is backed up, on this machine.
+    grows, is backed up and exchanges bundles, on this machine.
 
     `peers` runs the same work on other timer services, as far as they are installed; it is not
     part of `all`. Fails if a timer fired early.
@@ -299,6 +306,39 @@ def restore_command(backups: tuple[str, ...], data: str | None, epoch: int, as_j
 
     folders = [Path(name) for name in backups]
     sys.exit(restore_to(data_dir(data), folders, OsClock(), epoch, as_json=as_json))
+
+
+@contextmanager
+def _carrier(data: Path) -> Iterator[Carrier]:
+    """What carries the commands of a bundle to the node that serves from `data`."""
+    from edgenode.bundles.keys import BundleError
+    from edgenode.bundles.orders import Outcome
+    from minoots import verbs
+    from minoots.client import Client
+    from minoots.wire.problems import MinootsError, Refused
+
+    with ExitStack() as opened:
+        clients: list[Client] = []
+
+        def carry(order: Order, idem: str) -> Outcome:
+            if not clients:  # a bundle without commands needs no node
+                clients.append(opened.enter_context(Client(data=str(data))))
+            try:
+                asked = verbs.command(order.op, bytes(order.body), order.if_match)
+                clients[0].call(asked, idem=idem)
+            except Refused as refused:
+                if refused.retryable:
+                    raise BundleError(f"the node takes no commands now: {refused}") from refused
+                return Outcome(refused.code, refused.detail)
+            except MinootsError as error:
+                raise BundleError(f"its commands wait for the node: {error}") from error
+            return Outcome("", "")
+
+        yield carry
+
+
+for _command in bundle_commands(_carrier):
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -43,7 +43,6 @@ from edgenode.manifest import (
     Manifest,
     TablesPart,
     made_at,
-    read_manifest,
     write_manifest,
 )
 from engine._audit import Audit
@@ -106,14 +105,13 @@ class _Span(NamedTuple):
 
 
 def back_up(
-    data_dir: Path, target: Path, since: Path | None, utc_ns: int, progress: Progress
+    data_dir: Path, target: Path, before: Manifest | None, utc_ns: int, progress: Progress
 ) -> Manifest:
-    """Write a backup into `target`, a new or empty directory; with `since`, another backup, only
+    """Write a backup into `target`, a new or empty directory; with `before`, another backup, only
     the log since then.
 
     Raises StoreFailed, StoreFull, StoreCorrupt, StoreTooNew; `target` is then as it was.
     """
-    before = read_manifest(since) if since is not None else None
     files = StoreFiles(data_dir)
     made = not target.exists()
     try:
@@ -121,7 +119,7 @@ def back_up(
         if any(target.iterdir()):
             raise StoreFailed(f"{target} is not empty; name a new directory")
         try:
-            return _back_up(files, _node_id(data_dir), target, before, utc_ns, progress)
+            return _back_up(files, node_id_of(data_dir), target, before, utc_ns, progress)
         except BaseException:
             _remove(target, made)
             raise
@@ -276,7 +274,7 @@ def _log_part(audit: Audit, file: ItemFile, span: _Span, chain_before: str) -> L
     )
 
 
-def _node_id(data_dir: Path) -> str:
+def node_id_of(data_dir: Path) -> str:
     """The name of the node whose directory this is; "" if it never had one."""
     try:
         name = json.loads((data_dir / READY_FILE).read_bytes())["node_id"]

@@ -16,6 +16,7 @@ from edgenode.machine import UNLIMITED, DoorFact, Facts
 MIB = 1 << 20
 PULSE_LOCK_BYTES = 32 * MIB  # that a thread which keeps time locks into memory
 FREE_BYTES_MIN = 256 * MIB
+ADDRESS_BYTES_MIN = 2 << 40  # of the maps of the two files
 SYNC_NS_MAX = 10_000_000
 WAKE_P50_NS_MAX = 300_000
 WAKE_P99_NS_MAX = 5_000_000
@@ -232,10 +233,30 @@ def _files(facts: Facts) -> Finding:
 
 
 def _zones(facts: Facts) -> Finding:
-    if facts.zones:
-        return Finding("time zones", Level.OK, "known")
-    remedy = "install tzdata; without it times with a zone are refused"
-    return Finding("time zones", Level.WARN, "unknown", remedy)
+    if not facts.zones:
+        remedy = "install tzdata; without it times with a zone are refused"
+        return Finding("time zones", Level.WARN, "unknown", remedy)
+    year = int(facts.zones[:4]) if facts.zones[:4].isdigit() else facts.year
+    if year < facts.year - 1:
+        remedy = "install a newer tzdata; rules that changed since are wrong here"
+        return Finding("time zones", Level.WARN, f"of {facts.zones}, it is {facts.year}", remedy)
+    return Finding("time zones", Level.OK, "known" if facts.zones == "?" else facts.zones)
+
+
+def _address_space(facts: Facts) -> Finding:
+    if facts.address_bytes == UNLIMITED:
+        return Finding("address space", Level.OK, "unlimited")
+    found = f"{facts.address_bytes >> 30:,} GiB"
+    if facts.address_bytes >= ADDRESS_BYTES_MIN:
+        return Finding("address space", Level.OK, found)
+    remedy = f"ulimit -v unlimited: the store maps {ADDRESS_BYTES_MIN >> 30:,} GiB, of no memory"
+    return Finding("address space", Level.FAIL, found, remedy)
+
+
+def _keys(facts: Facts) -> Finding:
+    if facts.keys_error:
+        return Finding("keys", Level.WARN, "cannot be used", facts.keys_error)
+    return Finding("keys", Level.OK, facts.keys or "none; `minoots keys new` makes some")
 
 
 def _door(door: DoorFact) -> Finding:
@@ -253,7 +274,7 @@ def _door(door: DoorFact) -> Finding:
 
 CHECKS: tuple[Callable[[Facts], Finding], ...] = (
     *(_versions, _clock_source, _ntp, _fifo, _slack, _memory_lock, _wake, _cpus),
-    *(_data, _file_system, _sync, _room, _files, _zones),
+    *(_data, _file_system, _sync, _room, _address_space, _files, _zones, _keys),
 )
 
 

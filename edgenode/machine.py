@@ -19,16 +19,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import TZPATH, ZoneInfo, ZoneInfoNotFoundError
 
+from tzdata import IANA_VERSION
+
+from edgenode.bundles.keys import BundleError, Keyring
 from edgenode.config import READY_FILE, Config
 from edgenode.doors.zeromq import FILES_OTHER
 from engine._kernel import NtpState, monotonic_ns, ntp_state
 from engine._wait import Waiter, boottime_ns, set_timer_slack
+from engine.clock import OsClock
+from minoots.wire.times import format_instant
 
 CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 RT_RUNTIME = Path("/proc/sys/kernel/sched_rt_runtime_us")
-PACKAGES = ("minoots", "pyzmq", "lmdb", "msgspec")
+PACKAGES = ("minoots", "pyzmq", "lmdb", "msgspec", "pynacl")
 CAP_IPC_LOCK, CAP_SYS_NICE = 14, 23
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -104,12 +109,17 @@ class Facts:
     files_needed: int
     doors: tuple[DoorFact, ...]
     cpus: int
-    zones: bool
+    zones: str  # the release of the time zones, such as 2026f; "?" if it does not say, "" if none
+    year: int  # of UTC, by this machine's clock
+    address_bytes: int
+    keys: str  # the fingerprint of the node's own, "" if it has none
+    keys_error: str
 
 
 def gather(config: Config, data_dir: Path) -> Facts:
     """Look at everything; takes about half a second."""
     refused, slack, wake = _try_thread()
+    keys, keys_error = _keys(data_dir)
     return Facts(
         versions=_versions(),
         clock_source=_text(CLOCK_SOURCE),
@@ -127,6 +137,10 @@ def gather(config: Config, data_dir: Path) -> Facts:
         doors=_doors(config, data_dir),
         cpus=len(os.sched_getaffinity(0)),
         zones=_zones(),
+        year=int(format_instant(OsClock().utc_ns())[:4]),
+        address_bytes=resource.getrlimit(resource.RLIMIT_AS)[0],
+        keys=keys,
+        keys_error=keys_error,
     )
 
 
@@ -150,12 +164,28 @@ def _ntp() -> NtpState | None:
         return None
 
 
-def _zones() -> bool:
+def _zones() -> str:
     try:
         ZoneInfo("Europe/Berlin")
     except ZoneInfoNotFoundError:
-        return False
-    return True
+        return ""
+    for folder in TZPATH:  # those of the system go before the package's
+        path = Path(folder) / "tzdata.zi"
+        if path.exists():
+            said = re.match(r"#\s*version\s+(\S+)", path.read_text(encoding="ascii"))
+            return said[1] if said else "?"
+        if (Path(folder) / "Europe/Berlin").exists():
+            return "?"
+    return str(IANA_VERSION)
+
+
+def _keys(data_dir: Path) -> tuple[str, str]:
+    """The fingerprint of the node's keys, and why they cannot be used."""
+    ring = Keyring(data_dir)
+    try:
+        return (ring.own().public.fingerprint if ring.has_own() else ""), ""
+    except (BundleError, OSError) as error:
+        return "", str(error)
 
 
 # ------------------------------------------------------------------------------ threads

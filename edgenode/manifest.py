@@ -19,6 +19,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 LOG_FILE = "log.items"
 TABLES_FILE = "tables.items"
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding raises
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 
@@ -95,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{folder} has backup format {version}, newer than {FORMAT}; upgrade minoots"
             )
         return _read.decode(text)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise StoreCorrupt(f"{path} cannot be read: {error}") from error
 
 

@@ -88,7 +88,7 @@ def compact_in(data_dir: Path, *, as_json: bool = False) -> int:
         return f"{found['before']:,} bytes before, {found['after']:,} bytes now; verified"
 
     def made() -> dict[str, int]:
-        before, after = compact(data_dir, _progress())
+        before, after = compact(data_dir, progress_shown())
         return {"before": before, "after": after}
 
     return _tell(made, text, as_json)
@@ -99,7 +99,7 @@ def verify(data_dir: Path, *, as_json: bool = False) -> int:
     if not data_dir.is_dir():
         click.echo(f"minoots: {data_dir} is not there; give --data", err=True)
         return 1
-    return _tell(lambda: verify_store(data_dir, _progress()), _verified_text, as_json)
+    return _tell(lambda: verify_store(data_dir, progress_shown()), _verified_text, as_json)
 
 
 def verify_backups(folders: list[Path], *, as_json: bool = False) -> int:
@@ -107,10 +107,10 @@ def verify_backups(folders: list[Path], *, as_json: bool = False) -> int:
 
     def check() -> dict[str, Any]:
         if len(folders) == 1 and read_manifest(folders[0]).tables is None:
-            manifest, audit = check_increment_alone(folders[0], _progress())
+            manifest, audit = check_increment_alone(folders[0], progress_shown())
             manifests = [manifest]
         else:
-            manifests, audit = check_backups(folders, _progress())
+            manifests, audit = check_backups(folders, progress_shown())
         return {
             "backups": len(manifests),
             "events": audit.events,
@@ -143,8 +143,11 @@ def backup(
             f"epoch {found.epoch}, {size:,} bytes, read again and replayed"
         )
 
-    with _in_the_background():
-        made = lambda: back_up(data_dir, target, since, clock.utc_ns(), _progress())  # noqa: E731
+    def made() -> Manifest:
+        before = read_manifest(since) if since is not None else None
+        return back_up(data_dir, target, before, clock.utc_ns(), progress_shown())
+
+    with in_the_background():
         return _tell(made, text, as_json)
 
 
@@ -173,7 +176,7 @@ def restore_to(
         )
         return "\n".join(lines)
 
-    return _tell(lambda: restore(folders, data_dir, clock, epoch, _progress()), text, as_json)
+    return _tell(lambda: restore(folders, data_dir, clock, epoch, progress_shown()), text, as_json)
 
 
 def _verified_text(found: Verified) -> str:
@@ -207,7 +210,7 @@ def _tell(what: Callable[[], T], text: Callable[[T], str], as_json: bool) -> int
     return 0
 
 
-def _progress() -> Callable[[str, int], None]:
+def progress_shown() -> Callable[[str, int], None]:
     """What shows on a terminal how far a long piece of work is."""
     if not sys.stderr.isatty():
         return lambda what, size: None
@@ -222,7 +225,7 @@ def _progress() -> Callable[[str, int], None]:
 
 
 @contextmanager
-def _in_the_background() -> Iterator[None]:
+def in_the_background() -> Iterator[None]:
     """Have this process run only when nobody else wants to: fires are no later then beside it,
     which `nice` does not achieve."""
     before = os.sched_getscheduler(0)

@@ -82,7 +82,7 @@ def restore(
             work = data_dir / WORK
             shutil.rmtree(work, ignore_errors=True)
             try:
-                _make(work, folders, first, epoch, audit.from_seq, progress)
+                make_store(work, folders, first, epoch, audit.from_seq, progress)
                 verified = verify_store(work, progress)
                 counts = _overdue_of(work, clock)
                 _move(work, data_dir, newest.node_id)
@@ -102,7 +102,7 @@ def _refuse_used(data_dir: Path) -> None:
             )
 
 
-def _make(
+def make_store(
     work: Path,
     folders: list[Path],
     first: Manifest,
@@ -110,7 +110,8 @@ def _make(
     from_seq: int,
     progress: Progress,
 ) -> None:
-    """Write the files, have the tables follow the log to its end, and raise the epoch."""
+    """Write the files into `work`, which is not there, have the tables follow the log to its end,
+    and raise the epoch to `epoch`. What is in `folders` was checked."""
     for folder in (work, work / "log", work / "tables"):
         folder.mkdir(DIRECTORY_MODE)
     loader, size = StoreLoader(work, epoch - 1, from_seq), 0

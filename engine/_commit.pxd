@@ -49,3 +49,4 @@ cdef int check_receipt(const Val* key, const Val* data) noexcept nogil
 cdef int seek_receipt(void* cursor, uint64_t seq, Val* key, Val* data) noexcept nogil
 cdef uint64_t key_of(const Val* key) noexcept nogil
 cdef bint lies_inside(void* txn, Dbi dbi, uint64_t seq) noexcept nogil
+cdef int trim(void* txn, const LogDbs* dbs, Job* job) noexcept nogil

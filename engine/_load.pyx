@@ -1,6 +1,6 @@
 """Writing the files of a store from items (`_item.pxd`): the way back from a backup.
 
-Into new files only, piece by piece, each piece a transaction. Nothing is judged here: what is fed
+Into new files, or behind the end of a log, piece by piece, each piece a transaction. Nothing is judged here: what is fed
 was replayed by `_audit.pyx` before. Until `StoreLoader.finish` has said how far the tables are, the
 files are no store that a node would start from.
 """
@@ -10,8 +10,9 @@ from pathlib import Path
 cimport cython
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
-from engine._commit cimport LogDbs
+from engine._commit cimport Job, LogDbs, key_of, trim
 from engine._crc cimport crc32
 from engine._fold cimport TableDbs
 from engine._item cimport DONE, EVENT, NOTE, SEAL, TIMER, Table, next_item
@@ -27,11 +28,48 @@ cdef enum:
     NO_ITEM = -2
 
 
+def last_seal(const unsigned char[::1] items) -> int:
+    """Where the last seal among whole items begins: what is before it are whole commits. 0 if
+    there is none behind the first item."""
+    cdef Val key, data
+    cdef const char* begin
+    cdef const char* at
+    cdef const char* item
+    cdef size_t found = 0
+    if items.shape[0] == 0:
+        return 0
+    at = begin = <const char*>&items[0]
+    while True:
+        item = at
+        table = next_item(&at, begin + items.shape[0], &key, &data)
+        if not table:
+            return found
+        if table == SEAL:
+            found = item - begin
+
+
+def behind_commit(const unsigned char[::1] items, uint64_t number) -> int:
+    """Where the first seal of a commit above `number` begins; the end of the items if none is."""
+    cdef Val key, data
+    cdef const char* begin
+    cdef const char* at
+    cdef const char* item
+    if items.shape[0] == 0:
+        return 0
+    at = begin = <const char*>&items[0]
+    while True:
+        item = at
+        table = next_item(&at, begin + items.shape[0], &key, &data)
+        if not table or (table == SEAL and key_of(&key) > number):
+            return item - begin
+
+
 @cython.final
 cdef class StoreLoader:
-    """New files in `data_dir`/log and `data_dir`/tables, which must exist and be empty.
+    """The files in `data_dir`/log and `data_dir`/tables, which must exist and be empty, or with
+    `longer` be a store whose log becomes longer.
 
-    epoch: of the log. from_seq: its oldest event; receipts of older ones are left out.
+    epoch: of a new log. from_seq: its oldest event; receipts of older ones are left out.
     Raises StoreFull, StoreFailed.
     """
 
@@ -40,12 +78,16 @@ cdef class StoreLoader:
     cdef TableDbs dbs
     cdef uint64_t from_seq, last_receipt
 
-    def __cinit__(self, data_dir: Path, int epoch, uint64_t from_seq):
+    def __cinit__(self, data_dir: Path, int epoch, uint64_t from_seq, *, bint longer=False):
         self.from_seq = from_seq
+        self.last_receipt = ~<uint64_t>0 if longer else 0  # the newest, and so not known
         self.log_env = Environment(str(data_dir / "log"))
         logs = self.log_env.open_dbs((b"meta", b"events", b"receipts", b"commits"), LOG_FORMAT)
         self.log_dbs.meta, self.log_dbs.events, self.log_dbs.receipts, self.log_dbs.commits = logs
-        self.log_env.write_stamp(self.log_dbs.meta, LOG_FORMAT, epoch)
+        if longer:
+            self.log_env.stamp(self.log_dbs.meta, LOG_FORMAT)
+        else:
+            self.log_env.write_stamp(self.log_dbs.meta, LOG_FORMAT, epoch)
         self.tables_env = Environment(str(data_dir / "tables"))
         names = (b"meta", b"timers", b"due", b"names", b"done", b"notes")
         found = self.tables_env.open_dbs(names, TABLES_FORMAT)
@@ -75,6 +117,27 @@ cdef class StoreLoader:
             raise StoreCorrupt("what is to be restored is no run of items")
         if rc:
             raise error_of(env.fd, rc, f"cannot write {env.path}")
+
+    def trim(self, uint64_t below) -> None:
+        """Delete the events below a seq, their receipts and seals."""
+        cdef Job job
+        cdef void* txn
+        cdef uint64_t before = 0
+        cdef int rc = 0
+        memset(&job, 0, sizeof(Job))
+        job.trim_below, job.trimmed_to = below, 1
+        while rc == 0 and before != job.trimmed_to < below:
+            before = job.trimmed_to
+            with nogil:
+                rc = lm.txn_begin(self.log_env.env, NULL, 0, &txn)
+                if rc == 0:
+                    rc = trim(txn, &self.log_dbs, &job)
+                    if rc:
+                        lm.txn_abort(txn)
+                    else:
+                        rc = lm.txn_commit(txn)
+        if rc:
+            raise error_of(self.log_env.fd, rc, f"cannot trim {self.log_env.path}")
 
     def finish(self, standing) -> None:
         """Say how far the tables are, which makes the files a store; then close them."""

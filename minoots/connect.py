@@ -80,7 +80,7 @@ def _read_node_file(directory: Path) -> Doors:
         ) from None
     except OSError as error:
         raise Unreachable(f"{path} cannot be read: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Unreachable(f"{path} is not a node's file: {error}") from None
     if not found.doors.get(CONTROL):
         raise Unreachable(f"{path} names no control door")

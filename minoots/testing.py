@@ -23,6 +23,7 @@ from minoots.arguments import Duration, Instant, duration_text, instant_text
 from minoots.client import Client
 from minoots.connect import Doors
 from minoots.event import Event, Stamp, as_datetime, read_event
+from minoots.requests import RETRIES_DEFAULT
 from minoots.wire.frames import STAMP_BYTES
 from minoots.wire.problems import MinootsError
 from minoots.wire.times import parse_duration, parse_instant
@@ -66,10 +67,7 @@ class TestNode:
         self.node: Node = kind() if start is None else kind(parse_instant(instant_text(start)))
         self._events: list[Event] = []
         self._transport = VirtualTransport(self.node, self._events)
-        self.client = Client(
-            transport=self._transport,
-            locate=lambda: Doors(control=_ENDPOINT, stream=_ENDPOINT, events=_ENDPOINT),
-        )
+        self.client = _client(self._transport)
 
     @property
     def now_ns(self) -> int:
@@ -117,6 +115,16 @@ class TestNode:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def client_of(node: Node) -> Client:
+    """A client of a node in this process; what it refuses once it refuses again."""
+    return _client(VirtualTransport(node, []), retries=0)
+
+
+def _client(transport: VirtualTransport, retries: int = RETRIES_DEFAULT) -> Client:
+    doors = Doors(control=_ENDPOINT, stream=_ENDPOINT, events=_ENDPOINT)
+    return Client(transport=transport, locate=lambda: doors, retries=retries)
 
 
 class VirtualTransport:

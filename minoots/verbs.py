@@ -208,6 +208,11 @@ def change(op: str, timer: bodies.Target, if_match: int | None) -> Request[Timer
     return Request(op, _encode(timer), _view, mutates=True, if_match=if_match)
 
 
+def command(op: str, body: bytes, if_match: int | None = None) -> Request[bytes]:
+    """Any verb that changes something, with its body as JSON; the reply's body as it came."""
+    return Request(op, body, bytes, mutates=True, if_match=if_match)
+
+
 def change_many(op: str, body: bodies.Change) -> Request[BulkResult]:
     """`timer.cancel_many`, `pause_many`, `resume_many`, `shift_many`, `relabel_many`."""
     return Request(op, _encode(body), _bulk, mutates=not body.dry_run)

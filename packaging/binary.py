@@ -34,7 +34,7 @@ LEFT_OUT = (
     *("sqlite3", "dbm", "curses", "rich.jupyter", "rich.pretty_ipython", "unittest", "test"),
 )
 # Loaded by name at run time, so that no import statement leads there.
-HIDDEN = ("zmq.backend.cython._zmq", "zmq.backend.cython")
+HIDDEN = ("zmq.backend.cython._zmq", "zmq.backend.cython", "_cffi_backend")
 _IMPORT = re.compile(r"^[ \t]*(?:from\s+([\w.]+)\s+import\b|import\s+([\w., \t]+))", re.MULTILINE)
 MAIN = "packaging/main.py"
 TOOK = WORK / "took.json"  # seconds that each step took when it was last done

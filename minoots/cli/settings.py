@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+VIEW_MODULE = "edgenode.bundles.view"  # found by name: this package depends on nothing of it
 PIPED_COLUMNS = 1_000  # a table that no terminal shows is not cut
 
 
@@ -31,14 +33,20 @@ class Settings:
 
     control: str | None = None
     data: str | None = None
+    picture: str | None = None
     timeout_s: float = 5.0
     json: bool = False
     colour: bool = True
 
     def client(self) -> Client:
-        """A client of the node that is meant. Raises Unreachable."""
+        """A client of the node that is meant, or of the picture of one. Raises Unreachable."""
         from minoots.client import Client
 
+        if self.picture is not None:
+            from minoots.testing import client_of
+
+            view = import_module(VIEW_MODULE).open_picture(self.data, self.picture)
+            return client_of(view)
         return Client(self.control, data=self.data, timeout=self.timeout_s)
 
     def console(self) -> Console:
@@ -126,6 +134,10 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         {"metavar": "ENDPOINT", "help": "The node's control door: tcp://HOST:PORT."},
     ),
     (("--data",), {"metavar": "DIR", "help": "The data directory of a node on this machine."}),
+    (
+        ("--picture",),
+        {"metavar": "NODE", "help": "Look at the picture of NODE that bundles made here."},
+    ),
     (
         ("--timeout", "timeout_s"),
         {"type": Span(), "metavar": "TIME", "help": "How long to try, such as 5s."},

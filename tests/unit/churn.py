@@ -9,16 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from engine._log import LmdbLog
 from engine._tables import LmdbTables
 from engine.files import catch_up, close_store, open_store
-from engine.record import Image, Kind, Note, name_hash, pack_blob, pack_event, pack_note
+from engine.record import (
+    Image,
+    Kind,
+    Note,
+    name_hash,
+    pack_blob,
+    pack_event,
+    pack_note,
+    unpack_row,
+)
+from engine.store import Filter
 from engine.timer import State
-from tests.unit.stored import Writer, receipt
+from tests.unit.stored import Writer, opened, receipt
 
 HOUR_NS = 3600 * 10**9
 KEPT_NS = 1 << 62
@@ -118,6 +131,47 @@ def run(log: LmdbLog, tables: LmdbTables, churn: Churn, commits: int) -> None:
     for _ in range(commits):
         number = churn.commit()
         tables.follow(log.state().last_seq, number)
+
+
+def contents(path: Path) -> dict[str, object]:
+    """Everything that a store holds, tables caught up."""
+    with opened(path) as (log, tables, _):
+        catch_up(log, tables)
+        rows, _ = tables.scan(Filter(), b"", 10**6, 10**6)
+        state = log.state()
+        dues = [tables.due(scale, 0, 1 << 62)[:2] for scale in (0, 1)]
+        images = [unpack_row(row[8:24], row)[0] for row in rows]
+        return {
+            "events": log.events(state.first_seq, 10**9, 1 << 40),
+            "receipts": log.receipts(1, state.last_seq),
+            "commits": log.commits(1, 10**9),
+            "rows": rows,
+            "dues": dues,
+            "names": {image.name_hash: tables.named(image.name_hash) for image in images},
+            "applied": tables.applied()[:4],
+            "state": state[1:7],
+        }
+
+
+@contextmanager
+def churning(path: Path, seed: int) -> Iterator[Callable[[str, int], None]]:
+    """A process that changes the store, and its tables, each time that it is called."""
+    words = [sys.executable, "-m", "tests.unit.churn", str(path), str(seed)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+
+        def move(what: str, size: int) -> None:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == b"moved\n"
+
+        yield move
+        child.communicate(timeout=20)
+        assert child.returncode == 0
 
 
 def main() -> None:

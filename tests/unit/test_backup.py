@@ -7,10 +7,6 @@ and restored in tests/e2e/test_backup_hot.py.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,9 +21,7 @@ from engine._copy import Overtaken, StoreFiles
 from engine.clock import OsClock
 from engine.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreTooNew
 from engine.files import catch_up, close_store, open_store
-from engine.record import unpack_row
-from engine.store import Filter
-from tests.unit.churn import Churn, churned, run
+from tests.unit.churn import Churn, churned, churning, contents, run
 from tests.unit.stored import HOUR_NS, expire, flip, opened
 
 NOW_NS = 1_800_000_000 * 10**9
@@ -39,7 +33,7 @@ def quiet(what: str, size: int) -> None:
 
 
 def make(data_dir: Path, target: Path, since: Path | None = None) -> None:
-    back_up(data_dir, target, since, NOW_NS, quiet)
+    back_up(data_dir, target, read_manifest(since) if since else None, NOW_NS, quiet)
 
 
 def give_back(data_dir: Path, *folders: Path, epoch: int = 0) -> Restored:
@@ -55,47 +49,6 @@ def churn_on(path: Path, commits: int, seed: int) -> None:
         run(log, tables, churn, commits)
     finally:
         close_store(path, log, tables)
-
-
-def contents(path: Path) -> dict[str, object]:
-    """Everything that a store holds, tables caught up."""
-    with opened(path) as (log, tables, _):
-        catch_up(log, tables)
-        rows, _ = tables.scan(Filter(), b"", 10**6, 10**6)
-        state = log.state()
-        dues = [tables.due(scale, 0, 1 << 62)[:2] for scale in (0, 1)]
-        images = [unpack_row(row[8:24], row)[0] for row in rows]
-        return {
-            "events": log.events(state.first_seq, 10**9, 1 << 40),
-            "receipts": log.receipts(1, state.last_seq),
-            "commits": log.commits(1, 10**9),
-            "rows": rows,
-            "dues": dues,
-            "names": {image.name_hash: tables.named(image.name_hash) for image in images},
-            "applied": tables.applied()[:4],
-            "state": state[1:7],
-        }
-
-
-@contextmanager
-def churning(path: Path, seed: int) -> Iterator[Callable[[str, int], None]]:
-    """A process that changes the store, and its tables, each time that it is called."""
-    words = [sys.executable, "-m", "tests.unit.churn", str(path), str(seed)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-
-        def move(what: str, size: int) -> None:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            child.stdin.write(b"\n")
-            child.stdin.flush()
-            assert child.stdout.readline() == b"moved\n"
-
-        yield move
-        child.communicate(timeout=20)
-        assert child.returncode == 0
 
 
 def test_a_restored_store_is_the_same(tmp_path: Path) -> None:
@@ -116,8 +69,8 @@ def test_a_backup_of_a_store_that_moves_can_be_restored(
     folders = []
     with churning(tmp_path / "data", seed) as move:
         for name in ("full", "one", "two"):
-            since = folders[-1] if folders else None
-            back_up(tmp_path / "data", tmp_path / name, since, NOW_NS, move)
+            before = read_manifest(folders[-1]) if folders else None
+            back_up(tmp_path / "data", tmp_path / name, before, NOW_NS, move)
             folders.append(tmp_path / name)
     tables = read_manifest(folders[0]).tables
     assert tables is not None
