@@ -33,7 +33,7 @@ from minoots.wire.times import format_instant
 
 CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 RT_RUNTIME = Path("/proc/sys/kernel/sched_rt_runtime_us")
-PACKAGES = ("minoots", "pyzmq", "lmdb", "msgspec", "pynacl")
+PACKAGES = ("minoots", "pyzmq", "lmdb", "msgspec", "PyNaCl")
 CAP_IPC_LOCK, CAP_SYS_NICE = 14, 23
 UNLIMITED = resource.RLIM_INFINITY
 

@@ -31,7 +31,7 @@ LEFT_OUT = (
     *("tkinter", "turtle", "idlelib", "ensurepip", "venv", "lib2to3", "distutils", "pydoc_data"),
     *("zmq.tests", "zmq.green", "zmq.eventloop", "zmq.ssh", "zmq.log", "zmq.auth", "zmq.devices"),
     *("IPython", "tornado", "gevent", "cffi", "uvloop", "attrs", "attr"),
-    *("sqlite3", "dbm", "curses", "rich.jupyter", "rich.pretty_ipython", "unittest", "test"),
+    *("sqlite3", "dbm", "curses", "rich.pretty_ipython", "unittest", "test"),
 )
 # Loaded by name at run time, so that no import statement leads there.
 HIDDEN = ("zmq.backend.cython._zmq", "zmq.backend.cython", "_cffi_backend")

@@ -25,9 +25,10 @@ import msgspec
 from nacl import bindings as sodium
 from nacl.exceptions import CryptoError
 
-from edgenode.bundles.keys import BundleError, Peer, PublicKey, SecretKey
+from edgenode.bundles.keys import BundleError, Peer, PublicKey, SecretKey, check_node
 from edgenode.manifest import FILE_MODE, UNREADABLE, LogPart, TablesPart
 from engine.files import sync_directory
+from minoots.wire.times import parse_instant
 
 FORMAT = 1
 MAGIC = b"minoots bundle\n"
@@ -36,6 +37,7 @@ FRAME_BYTES = 1 << 20  # of what is inside a frame, but the last
 LAST = 1 << 31  # in the length of a frame: none follows
 SIGNATURE_BYTES = 64
 READ_BYTES = 1 << 20
+NUMBER_END = 1 << 62
 PART_SUFFIX = ".part"  # of the file while it is written
 
 _length = struct.Struct("<I")
@@ -275,9 +277,26 @@ def read_head(file: BinaryIO) -> Head:
         version = _format.decode(text).format
         if version > FORMAT:
             raise BundleError(f"it has format {version}, newer than {FORMAT}; upgrade minoots")
-        return _head.decode(text)
-    except UNREADABLE as error:
+        return _checked(_head.decode(text))
+    except (*UNREADABLE, ValueError) as error:
         raise BundleError(f"its head cannot be read: {error}") from error
+
+
+def _checked(head: Head) -> Head:
+    """A head whose members can be what they are for. Raises ValueError."""
+    check_node(head.from_)
+    check_node(head.to or head.from_)
+    log, orders = head.log, head.orders
+    numbers = [orders.first, orders.count, head.log_begins, head.number - 1, head.epoch]
+    if log is not None:
+        numbers += [log.first_seq, log.last_seq, log.first_commit, log.last_commit, log.events]
+        if len(bytes.fromhex(log.chain_before)) not in (0, 32):
+            raise ValueError("chain_before is no hash")
+    if not all(0 <= number < NUMBER_END for number in numbers):
+        raise ValueError(f"a number is below 0, or not below {NUMBER_END}")
+    for instant in (head.made_at, orders.expires_at or head.made_at):
+        parse_instant(instant)
+    return head
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,77 @@ def test_verbs_that_need_a_node(program: str, tmp_path: Path) -> None:
         node.stop()
         assert "agree" in run(program, "verify", env=env).stdout
         run(program, "reindex", env=env)
+
+
+LOOKS = (
+    *(
+        "list",
+        "log",
+        "stats",
+        "health",
+        "hello",
+        "ping",
+        "time-sync",
+        "clock",
+        "overdue",
+        "forecast",
+    ),
+    *("get tea", "history ID", "next tea", "explain ID", "top --once", "consumer list"),
+    *("consumer info jobs", "dlq list jobs", "doctor", "list --help"),
+)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_verbs_print_for_people(program: str, tmp_path: Path, terminal: bool) -> None:
+    """Not JSON: what tables and colours need must be inside as well."""
+    with Node(tmp_path / "data", program=[program]) as node:
+        env = {"MINOOTS_DATA": str(node.folder), "LANG": "C.UTF-8", "TERM": "xterm"}
+        made = json.loads(run(program, "schedule", "tea", "--in", "1h", "--json", env=env).stdout)
+        run(program, "consumer", "create", "jobs", env=env)
+        for verb in LOOKS:
+            words = [program, *verb.replace("ID", made["id"]).split()]
+            code, shown = on_terminal(words, env) if terminal else piped(words, env)
+            assert code == 0, f"{verb}: {shown}"
+            assert shown.strip(), verb
+            assert "Traceback" not in shown, verb
+
+
+def piped(words: list[str], env: dict[str, str]) -> tuple[int, str]:
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return ran.returncode, ran.stdout + (ran.stderr if ran.returncode else "")
+
+
+def on_terminal(words: list[str], env: dict[str, str]) -> tuple[int, str]:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as child:
+        os.close(theirs)
+        found = []
+        with suppress(OSError):  # EIO: it has ended
+            while data := os.read(ours, 65_536):
+                found.append(data)
+        os.close(ours)
+    return child.returncode, b"".join(found).decode(errors="replace")
+
+
+def test_it_exchanges_bundles(program: str, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    with Node(one, program=[program]).start() as a, Node(other, program=[program]).start() as b:
+        for data, peer in ((one, other), (other, one)):
+            key = data.with_suffix(".pub")
+            key.write_text(run(program, "keys", "new", "--data", str(data)).stdout)
+            run(program, "keys", "trust", str(key), "--data", str(peer), "--may-command")
+        run(program, "--data", str(one), "schedule", "tea", "--in", "1h")
+        orders = tmp_path / "orders"
+        orders.write_text(
+            '{"op":"timer.schedule","body":{"name":"far","schedule":{"kind":"after","duration":"1h"}}}'
+        )
+        path, to = str(tmp_path / "1"), b.node_id
+        export = ("bundle", "export", path, "--data", str(one), "--to", to)
+        run(program, *export, "--commands", str(orders))
+        run(program, "bundle", "import", path, "--data", str(other))
+        shown = run(program, "--data", str(other), "--picture", a.node_id, "list").stdout
+        assert "tea" in shown
+        assert "far" in run(program, "--data", str(other), "list").stdout
 
 
 def test_verbs_that_need_none(program: str, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ from minoots.requests import Call, Patience, Request, read_reply
 from minoots.wire.bodies import EventFilter, ReplayFrom, TimerFilter
 from minoots.wire.problems import MinootsError, Refused
 from minoots.wire.times import parse_duration, parse_instant
-from tests.fuzz import planted
+from tests.fuzz import exchange, planted
 from tests.unit import slow_draft, stored
 
 UTC_NS = 1_800_000_000_000_000_000
@@ -465,6 +465,8 @@ TARGETS: dict[str, Target] = {
     "store": Target(
         store, lambda: [SPLIT.join(_records()[:3]), *_records()], native=True, words=BINARY_WORDS
     ),
+    "items": Target(exchange.items, exchange.item_seeds, native=True, words=BINARY_WORDS),
+    "bundles": Target(exchange.bundles, exchange.bundle_seeds, words=exchange.BUNDLE_WORDS),
     "planted-python": Target(planted.python, lambda: [b"0" * 12]),
     "planted-c": Target(planted.native, lambda: [b"0" * 12], native=True),
 }

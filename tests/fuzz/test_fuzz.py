@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import sanitize
+from edgenode.bundles.book import read_book
+from tests.fuzz import exchange, sanitize
 from tests.fuzz.child import seeds_of
 from tests.fuzz.mutate import Mutator
 from tests.fuzz.run import Way, run
 from tests.fuzz.targets import PLANTED, TARGETS
 
 EXECUTIONS = 400
-FEW = {"store": 60, "requests": 200}  # those that take longer
+FEW = {"store": 60, "requests": 200, "bundles": 200}  # those that take longer
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in PLANTED])
@@ -65,3 +66,22 @@ def test_the_planted_read_is_seen_by_a_sanitizer() -> None:
     )
     assert done.returncode
     assert "heap-buffer-overflow" in done.stderr
+
+
+def test_the_seeds_of_bundles_are_good_ones() -> None:
+    """Else a target would look at refusals alone."""
+    folder, key = exchange._sites()
+    exchange._site.used = exchange.SITE_LIFE
+    site = exchange._site.fresh()
+    news = []
+    for seed in exchange.bundle_seeds():
+        exchange.bundles(seed)
+        book = read_book(site)
+        news.append((len(book.incoming), len(book.pictures)))
+    assert news == [(1, 1), (1, 1), (2, 1)]
+    assert sorted(came.orders for came in book.incoming.values())[0] == 0
+    assert any(came.orders for came in book.incoming.values())
+    for found in exchange.item_seeds():
+        assert exchange._agreeing(found) == found
+    assert key.node == "a"
+    assert folder.is_dir()
