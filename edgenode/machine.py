@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
-from zoneinfo import TZPATH, ZoneInfo, ZoneInfoNotFoundError
-
-from tzdata import IANA_VERSION
 
 from edgenode.bundles.keys import BundleError, Keyring
 from edgenode.config import READY_FILE, Config
@@ -29,6 +26,7 @@ from edgenode.doors.zeromq import FILES_OTHER
 from engine._kernel import NtpState, monotonic_ns, ntp_state
 from engine._wait import Waiter, boottime_ns, set_timer_slack
 from engine.clock import OsClock
+from minoots.wire import zones
 from minoots.wire.times import format_instant
 
 CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
@@ -136,7 +134,7 @@ def gather(config: Config, data_dir: Path) -> Facts:
         files_needed=config.limits.connections_max + FILES_OTHER,
         doors=_doors(config, data_dir),
         cpus=len(os.sched_getaffinity(0)),
-        zones=_zones(),
+        zones=zones.release(),
         year=int(format_instant(OsClock().utc_ns())[:4]),
         address_bytes=resource.getrlimit(resource.RLIMIT_AS)[0],
         keys=keys,
@@ -162,21 +160,6 @@ def _ntp() -> NtpState | None:
         return ntp_state()
     except OSError:
         return None
-
-
-def _zones() -> str:
-    try:
-        ZoneInfo("Europe/Berlin")
-    except ZoneInfoNotFoundError:
-        return ""
-    for folder in TZPATH:  # those of the system go before the package's
-        path = Path(folder) / "tzdata.zi"
-        if path.exists():
-            said = re.match(r"#\s*version\s+(\S+)", path.read_text(encoding="ascii"))
-            return said[1] if said else "?"
-        if (Path(folder) / "Europe/Berlin").exists():
-            return "?"
-    return str(IANA_VERSION)
 
 
 def _keys(data_dir: Path) -> tuple[str, str]:

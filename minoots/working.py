@@ -23,13 +23,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from minoots.aio import AsyncClient
 from minoots.arguments import Duration
 from minoots.blocking import Message
 from minoots.consumer import AsyncConsumer, AsyncMessage, reason_of
-from minoots.done import DoneKeys
+
+if TYPE_CHECKING:
+    from minoots.done import DoneKeys  # it opens SQLite, which the compiled node has not
 
 H = TypeVar("H", bound=Callable[..., Any])
 

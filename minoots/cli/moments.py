@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
-from zoneinfo import ZoneInfo
 
 from minoots.wire.times import SECOND, format_instant, parse_duration, parse_instant
+from minoots.wire.zones import zone
 
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?")
 _LOCAL = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d{1,2}:\d\d(?::\d\d)?))?")
@@ -19,8 +19,8 @@ def zone_of(name: str | None) -> tzinfo | None:
     if name is None:
         return None
     try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
+        return zone(name)
+    except KeyError:
         raise ValueError(f"tz is {name!r}; write a zone such as Europe/Berlin or UTC") from None
 
 

@@ -3,6 +3,7 @@ what the documents say, sums and signatures that notice a changed byte."""
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -219,6 +220,42 @@ def test_what_the_extensions_import_is_found_in_their_sources(packaging: Any) ->
     found = packaging.binary.imports_of_extensions()
     assert {"lmdb.cpython", "msgspec", "zmq.backend.cython._zmq"} <= set(found)
     assert not [name for name in found if name.split(".")[0] in ("engine", "edgenode", "libc")]
+
+
+# Imported where it is said what follows if it is not there.
+DONE_WITHOUT = {
+    ("minoots/done.py", "sqlite3"),
+    ("minoots/wire/zones.py", "tzdata"),
+    ("edgenode/__main__.py", "bench"),
+}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The modules that some code may import when it runs."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        found |= imported(node)
+    return found
+
+
+def test_what_is_left_out_of_the_binary_is_not_imported(packaging: Any) -> None:
+    left_out = packaging.binary.LEFT_OUT
+    wanted = set()
+    for top in packaging.binary.OURS:
+        for path in (ROOT / top).rglob("*.py"):
+            modules = imported(ast.parse(path.read_text()))
+            wanted |= {
+                (path.relative_to(ROOT).as_posix(), name)
+                for name in left_out
+                if any(module == name or module.startswith(f"{name}.") for module in modules)
+            }
+    assert wanted == DONE_WITHOUT
 
 
 @pytest.mark.parametrize(
