@@ -99,8 +99,18 @@ def reference(serving: Serving, timescale: Timescale) -> Reference | None:
     return None
 
 
+_refused: set[str] = set()  # what has been said of the kernel's state; once is enough
+
+
 def _kernel_state() -> tuple[bool, int]:
-    state = ntp_state()
+    """Is the kernel's clock synchronised, and within how many us; a container may forbid to ask."""
+    try:
+        state = ntp_state()
+    except OSError as error:
+        if str(error) not in _refused:
+            _refused.add(str(error))
+            say("warning", "clock_state_refused", error=error, remedy="permit adjtimex")
+        return False, 0
     return state.synchronised, state.maxerror_us
 
 

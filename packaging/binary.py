@@ -32,7 +32,7 @@ LEFT_OUT = (
     *("tkinter", "turtle", "idlelib", "ensurepip", "venv", "lib2to3", "distutils", "pydoc_data"),
     *("zmq.tests", "zmq.green", "zmq.eventloop", "zmq.ssh", "zmq.log", "zmq.auth", "zmq.devices"),
     *("IPython", "tornado", "gevent", "cffi", "uvloop", "attrs", "attr"),
-    *("tzdata", "sqlite3", "dbm", "curses", "rich.pretty_ipython", "unittest", "test"),
+    *("sqlite3", "dbm", "curses", "rich.pretty_ipython", "unittest", "test"),
 )
 # Loaded by name at run time, so that no import statement leads there.
 HIDDEN = ("zmq.backend.cython._zmq", "zmq.backend.cython", "_cffi_backend")
@@ -50,10 +50,9 @@ def environment_of(wheel_path: Path) -> Path:
     install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     locked = ("-c", ROOT / "requirements.txt", "-r", ROOT / "packaging/requirements-binary.txt")
     run(*install, *locked, wheel_path)
-    site = site_of(python)
-    code = "from tzdata import IANA_VERSION; print(IANA_VERSION)"
-    told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    zones.pack(site / "tzdata", site / "minoots" / zones.PACKED, told.stdout.strip())
+    package = site_of(python) / "tzdata"
+    zones.pack(package, package / zones.PACKED)
+    shutil.rmtree(package / "zoneinfo")
     return python
 
 
@@ -125,7 +124,7 @@ def options(site: Path, stamped: Stamp, jobs: int) -> list[str]:
         *(f"--include-distribution-metadata={name}" for name in PACKAGES),
         f"--product-version={re.match(r'[0-9.]+', stamped.version)[0]}",  # type: ignore[index]
         *(f"--include-package={name}" for name in OURS),
-        *(f"--include-package-data={name}" for name in ("edgenode", "minoots")),
+        *(f"--include-package-data={name}" for name in ("edgenode", "tzdata")),
         *(f"--include-module={name}" for name in (*HIDDEN, *imports_of_extensions())),
         *(f"--noinclude-custom-mode={name}:bytecode" for name in others),
         *(f"--nofollow-import-to={name}" for name in LEFT_OUT),

@@ -9,6 +9,8 @@ a user that owns nothing, with no environment and a /tmp that holds no programs:
     one file                     the same, with the folder for programs that it needs
     the .deb                     installs, its program runs, and purging leaves the timers
     the archive                  the same by install.sh, which refuses files that were changed
+    the wheel                    in a clean virtual environment: demonstration, SDK, a bundle's keys
+    the service                  a machine that systemd has booted (service.py), with the .deb
 
 Loopback only. Prints a line each, and writes build/prove/report.json; exit code 1 if any failed.
 """
@@ -24,6 +26,7 @@ import socket
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +34,7 @@ from typing import Any
 
 import deb
 import release
+import service
 from sandbox import NOT_APPLIED, USER
 from stamp import DIST, ROOT, WORK, stamp
 
@@ -56,19 +60,25 @@ def need(holds: object, what: str) -> None:
         raise Failed(what)
 
 
-def system(suite: str) -> Path:
-    """A bare system, made once; the programs are put in anew each time."""
-    root = PLACE / suite
+def bare(suite: str, name: str, *options: str) -> Path:
+    """A bare system, made once."""
+    root = PLACE / name
     if not (root / "bin/sh").exists():
         PLACE.mkdir(parents=True, exist_ok=True)
         # From the mirror that debootstrap knows for the suite. Without the keyring of that
         # distribution it warns, and does not check it.
-        words = ["debootstrap", "--variant=minbase", suite, str(root)]
-        with (PLACE / f"{suite}.log").open("wb") as log:
+        words = ["debootstrap", "--variant=minbase", *options, suite, str(root)]
+        with (PLACE / f"{name}.log").open("wb") as log:
             made = subprocess.run(words, stdout=log, stderr=log, check=False)
         if made.returncode:
             shutil.rmtree(root, ignore_errors=True)
-            raise Failed(f"debootstrap could not make it: see {PLACE / suite}.log")
+            raise Failed(f"debootstrap could not make it: see {PLACE / name}.log")
+    return root
+
+
+def system(suite: str) -> Path:
+    """A bare system; the programs are put in anew each time."""
+    root = bare(suite, suite)
     found = [*root.glob("usr/bin/python*"), *root.glob("usr/lib/python3*/os.py")]
     need(not found, f"{suite} has a Python: {found}")
     opt, etc = root / "opt", root / "etc/minoots"
@@ -144,31 +154,44 @@ class Inside:
 def life(node: Inside, **environ: str) -> dict[str, Any]:
     """Timers over a few seconds, killed amid them: every one fires once, none early."""
     found = node.start(**environ)
+    made = spread(found["doors"])
+    os.kill(found["pid"], signal.SIGKILL)
+    assert node.process is not None
+    node.process.wait(30)
+    found = node.start(**environ)
+    fired = all_fired(found["doors"], made)
+    rss = rss_mb(found["pid"])
+    need((code := node.stop()) == 0, f"SIGTERM ended it with {code}")
+    need(not (node.data / READY_FILE).exists(), "the ready file is still there")
+    need(not Path(f"/proc/{found['pid']}").exists(), "the node outlived what was stopped")
+    return {"timers": TIMERS, "fired": fired, "early": 0, "rss_mb": rss}
+
+
+def spread(doors: dict[str, str]) -> dict[str, str]:
+    """Timers over a few seconds, of which some have fired by now: id -> due."""
     made = {}
-    with Raw(found["doors"]) as raw:
+    with Raw(doors) as raw:
         live = raw.subscribe()
         for k in range(TIMERS):
             view = raw.after(f"{1000 + round(k * SPREAD_S * 1000 / TIMERS)}ms", f"n{k}")
             made[view["id"]] = view["due"]
         need(live.poll(5000), "no live event")
         time.sleep(SPREAD_S / 3)
-    os.kill(found["pid"], signal.SIGKILL)
-    assert node.process is not None
-    node.process.wait(30)
-    found = node.start(**environ)
-    with Raw(found["doors"]) as raw:
+    return made
+
+
+def all_fired(doors: dict[str, str], made: dict[str, str]) -> int:
+    """Wait until all are due; each has fired once, none early."""
+    with Raw(doors) as raw:
         time.sleep(SPREAD_S + 1)
-        fired = [event for event in raw.replay_all() if event["type"].endswith(".expired.v1")]
-        rss = rss_mb(found["pid"])
+        events = [event for event in raw.replay_all() if event["type"].endswith(".expired.v1")]
+    fired = [event for event in events if event["subject"] in made]
     subjects = [event["subject"] for event in fired]
     need(sorted(subjects) == sorted(made), f"{len(fired)} of {TIMERS} fired")
     early = [e for e in fired if ns_of(e["data"]["fired"]) < ns_of(made[e["subject"]])]
     need(not early, f"{len(early)} fired early")
     need(len({event["dedupekey"] for event in fired}) == TIMERS, "a dedupe key came twice")
-    need((code := node.stop()) == 0, f"SIGTERM ended it with {code}")
-    need(not (node.data / READY_FILE).exists(), "the ready file is still there")
-    need(not Path(f"/proc/{found['pid']}").exists(), "the node outlived what was stopped")
-    return {"timers": TIMERS, "fired": len(fired), "early": 0, "rss_mb": rss}
+    return len(fired)
 
 
 def rss_mb(pid: int) -> int:
@@ -280,6 +303,85 @@ def archive(root: Path) -> dict[str, Any]:
     return {"form": json.loads(ran.stdout)["form"], "version": json.loads(ran.stdout)["minoots"]}
 
 
+def as_a_wheel() -> dict[str, Any]:
+    """The wheel in a virtual environment that has nothing else, and nothing of this folder."""
+    home = PLACE / "wheel"
+    shutil.rmtree(home, ignore_errors=True)
+    venv.create(home / "venv", with_pip=True, symlinks=True)
+    bin, (wheel,) = home / "venv/bin", DIST.glob("minoots-*.whl")
+    env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TMPDIR": str(home)}
+
+    def run(*words: object) -> str:
+        command = [str(word) for word in words]
+        ran = subprocess.run(
+            command, cwd=home, env=env, capture_output=True, text=True, check=False
+        )
+        need(ran.returncode == 0, f"{words[0]}: {ran.stdout[-300:]}{ran.stderr[-500:]}")
+        return ran.stdout
+
+    locked = ("-c", ROOT / "requirements.txt")
+    environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    installed = subprocess.run(
+        [bin / "python", "-m", "pip", "install", "--quiet", *locked, wheel],
+        env=environ,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    need(installed.returncode == 0, installed.stderr[-500:])
+    need("12 fired, 0 early, 0 lost" in run(bin / "minoots", "demo", "--seconds", "2"), "demo")
+    code = (
+        "from minoots.testing import TestNode\n"
+        "with TestNode() as node:\n"
+        "    node.client.schedule('tea', after='4m'); node.advance('5m')\n"
+        "    print([event.name for event in node.expired])"
+    )
+    need("['tea']" in run(bin / "python", "-c", code), "the SDK's TestNode")
+    need("good" in run(bin / "minoots", "check-config"), "check-config")
+    (home / "data").mkdir()
+    (home / "data/node.id").write_text("rack-7\n")
+    key = run(bin / "minoots", "keys", "new", "--data", home / "data")
+    need(key.startswith("minoots-public-1 rack-7 "), "keys")
+    found = json.loads(run(bin / "minoots", "version", "--json"))
+    return {"form": found["form"], "bytes": wheel.stat().st_size}
+
+
+def as_a_service() -> dict[str, Any]:
+    """The .deb on a machine that systemd has booted: ready, confined, restarted, stopped."""
+    if why := service.missing():
+        return {"skipped": why}
+    root = bare("bookworm", "booted", "--include=systemd,systemd-sysv,dbus")
+    shutil.rmtree(root / service.DATA, ignore_errors=True)
+    (made,) = DIST.glob("minoots_*.deb")
+    shutil.copy2(made, root / "opt/minoots.deb")
+    (root / "etc/systemd/system/minoots.service.d/override.conf").unlink(missing_ok=True)
+    with service.Machine(root, PLACE / "booted-machine.log") as machine:
+        machine.try_run("dpkg", "--purge", "minoots")
+        machine.run("dpkg", "--install", "/opt/minoots.deb")
+        machine.run("systemctl", "enable", "--now", service.UNIT)
+        timers = spread(machine.running(0)["doors"])
+        confined = service.sandbox_of(machine)
+        nothing = "0" * 16
+        expected = {"NoNewPrivs": "1", "Seccomp": "2", "CapEff": nothing, "CapBnd": nothing}
+        need(confined == {**expected, "user": "minoots"}, f"it is not confined: {confined}")
+        machine.kill(signal.SIGKILL)
+        doors = machine.running(1)["doors"]
+        fired = all_fired(doors, timers)
+        with Raw(doors) as raw:
+            policy = raw.ask("stats")["pulse"]["policy"]
+        hung_s = service.hang(machine, 1)
+        wrong = service.wrong_configuration(machine)
+        machine.wait(lambda at: at["ActiveState"] == "active")
+        machine.run("systemctl", "stop", service.UNIT)
+        stopped = machine.shown()
+        need(stopped["Result"] == "success", f"stopped, it is {stopped}")
+        machine.run("dpkg", "--purge", "minoots")
+        need((root / service.DATA / "log").exists(), "purging took the timers away")
+    told = {"confined": confined, "policy": policy, "restarted_after_a_hang_s": hung_s}
+    return {"timers": TIMERS, "fired": fired, **told, "wrong_configuration": wrong}
+
+
 PROOFS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "folder": folder,
     "unit": under_the_unit,
@@ -287,6 +389,10 @@ PROOFS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "deb": package,
     "archive": archive,
 }
+
+
+# Those that are of no system in particular.
+ONCE: dict[str, Callable[[], dict[str, Any]]] = {"wheel": as_a_wheel, "service": as_a_service}
 
 
 def prove_in(suite: str, proof: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -318,7 +424,7 @@ def main() -> int:
     """Prove all that is asked for; the exit code."""
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--system", action="append", choices=SYSTEMS, help="default: all")
-    asked.add_argument("--only", action="append", choices=PROOFS, help="default: all")
+    asked.add_argument("--only", action="append", choices=[*PROOFS, *ONCE])
     given = asked.parse_args()
     if os.geteuid() != 0:
         sys.exit("packaging: a root of its own needs root")
@@ -329,14 +435,18 @@ def main() -> int:
         nonlocal failed
         try:
             report[name] = proof()
-        except Failed as error:
+        except (Failed, service.Refused) as error:
             report[name], failed = {"failed": str(error)}, failed + 1
         print(f"{name}: {json.dumps(report[name])}", flush=True)
 
     prove("systemd-analyze", unit_verdicts)
     for suite in given.system or SYSTEMS:
         for name in given.only or PROOFS:
-            prove(f"{suite}: {name}", partial(prove_in, suite, PROOFS[name]))
+            if name in PROOFS:
+                prove(f"{suite}: {name}", partial(prove_in, suite, PROOFS[name]))
+    for name, proof in ONCE.items():
+        if name in (given.only or ONCE):
+            prove(name, proof)
     (PLACE / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"{len(report) - failed} of {len(report)} hold", flush=True)
     return 1 if failed else 0

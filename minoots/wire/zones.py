@@ -1,7 +1,7 @@
 """Time zones by their IANA names, wherever their rules are.
 
-Those of the system go first: they may be newer. Else the tzdata package; else, in the compiled
-node, `zones.zip`, which is one file instead of six hundred to unpack at a start.
+Those of the system go first: they may be newer. Else those of the tzdata package, which the
+compiled node has as `zones.zip`: one file to unpack at a start instead of six hundred.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from zoneinfo import TZPATH, ZoneInfo, ZoneInfoNotFoundError
 
-PACKED = "zones.zip"  # its comment: the release
+PACKED = "zones.zip"
 SAMPLE = "Europe/Berlin"
 UNTOLD = "?"
 
@@ -45,8 +45,11 @@ def _packed(name: str) -> ZoneInfo:
 
 
 def _archive() -> zipfile.ZipFile | None:
-    path = files("minoots") / PACKED
-    return zipfile.ZipFile(io.BytesIO(path.read_bytes())) if path.is_file() else None
+    try:
+        data = (files("tzdata") / PACKED).read_bytes()
+    except (ImportError, OSError):
+        return None
+    return zipfile.ZipFile(io.BytesIO(data))
 
 
 def release() -> str:
@@ -62,12 +65,11 @@ def release() -> str:
     try:
         from tzdata import IANA_VERSION
     except ImportError:
-        archive = _archive()
-        return archive.comment.decode("ascii") if archive is not None else ""
+        return ""
     return str(IANA_VERSION)
 
 
-def pack(source: Path, target: Path, version: str) -> int:
+def pack(source: Path, target: Path) -> int:
     """Write the zones in the folder `source`/zoneinfo, of the tzdata package, into one file, the
     same bytes each time; how many they are."""
     folder = source / "zoneinfo"
@@ -80,5 +82,4 @@ def pack(source: Path, target: Path, version: str) -> int:
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, (folder / name).read_bytes())
-        archive.comment = version.encode("ascii")
     return len(names)

@@ -52,7 +52,11 @@ FAULTS = {
     "lseek": ("error=EIO",),
     "fdatasync": ("error=EIO", "error=ENOSPC", "error=EDQUOT"),
 }
-HARMLESS = {"madvise": ("error=EINVAL", "error=ENOMEM"), "getrandom": ("error=EINTR",)}
+HARMLESS = {
+    "madvise": ("error=EINVAL", "error=ENOMEM"),
+    "getrandom": ("error=EINTR",),
+    "adjtimex": ("error=EPERM",),  # as containers do
+}
 TABLE = [
     Row(call, how, once, faults is HARMLESS)
     for faults in (FAULTS, HARMLESS)

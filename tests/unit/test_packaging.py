@@ -225,7 +225,6 @@ def test_what_the_extensions_import_is_found_in_their_sources(packaging: Any) ->
 # Imported where it is said what follows if it is not there.
 DONE_WITHOUT = {
     ("minoots/done.py", "sqlite3"),
-    ("minoots/wire/zones.py", "tzdata"),
     ("edgenode/__main__.py", "bench"),
 }
 
