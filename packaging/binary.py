@@ -118,6 +118,8 @@ def options(site: Path, stamped: Stamp, jobs: int) -> list[str]:
         "--quiet",
         "--assume-yes-for-downloads",
         "--python-flag=isolated",
+        # Else any `-c` among the arguments ends it, as in `minoots work NAME -- sh -c ...`.
+        "--no-deployment-flag=self-execution",
         "--noinclude-pytest-mode=nofollow",
         "--noinclude-setuptools-mode=nofollow",
         "--noinclude-unittest-mode=nofollow",

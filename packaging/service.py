@@ -118,7 +118,7 @@ class Machine:
 
     def kill(self, number: signal.Signals) -> None:
         """Send the node a signal."""
-        self.run("kill", f"-{number.value}", self.shown()["MainPID"])
+        self.run("systemctl", "kill", "--kill-whom=main", f"--signal={number.name}", UNIT)
 
     def settings(self, text: str) -> None:
         """Change the unit as an operator does."""
