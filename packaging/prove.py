@@ -210,7 +210,7 @@ def under_the_unit(root: Path) -> dict[str, Any]:
     UNIT.write_text(deb.support_files(PROGRAMS["folder"])["usr/lib/systemd/system/minoots.service"])
     node = Inside(root, "folder", unit=True)
     code = node.ask("check-config", "--config", "/etc/minoots/minoots.toml")
-    need(code == 0, f"ExecStartPre ended with {code}: {node.log.read_text()[-500:]}")
+    need(code == 0, f"check-config ended with {code}: {node.log.read_text()[-500:]}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0minoots-prove")
         manager.settimeout(5)

@@ -66,6 +66,7 @@ def test_the_unit_asks_for_what_the_node_needs(packaging: Any) -> None:
     assert unit["Type"] == ["notify"]
     assert unit["CapabilityBoundingSet"] == [""]
     assert "2 78" in unit["RestartPreventExitStatus"]
+    assert "ExecStartPre" not in unit, "its exit status would not prevent a restart"
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: the groups of system calls are not known")
     calls = allowed(unit["SystemCallFilter"])
