@@ -13,6 +13,7 @@ a user that owns nothing, with no environment and a /tmp that holds no programs:
     the service                  a machine that systemd has booted (service.py), with the .deb
 
 Loopback only. Prints a line each, and writes build/prove/report.json; exit code 1 if any failed.
+What cannot be tried here (no debootstrap, no mirror of a system) says so.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class Failed(Exception):
     """A proof that did not hold."""
 
 
+class Skipped(Exception):
+    """A proof that cannot be tried here."""
+
+
 def need(holds: object, what: str) -> None:
     """Fail unless it holds."""
     if not holds:
@@ -72,7 +77,7 @@ def bare(suite: str, name: str, *options: str) -> Path:
             made = subprocess.run(words, stdout=log, stderr=log, check=False)
         if made.returncode:
             shutil.rmtree(root, ignore_errors=True)
-            raise Failed(f"debootstrap could not make it: see {PLACE / name}.log")
+            raise Skipped(f"debootstrap could not make it: see {PLACE / name}.log")
     return root
 
 
@@ -350,7 +355,7 @@ def as_a_wheel() -> dict[str, Any]:
 def as_a_service() -> dict[str, Any]:
     """The .deb on a machine that systemd has booted: ready, confined, restarted, stopped."""
     if why := service.missing():
-        return {"skipped": why}
+        raise Skipped(why)
     root = bare("bookworm", "booted", "--include=systemd,systemd-sysv,dbus")
     shutil.rmtree(root / service.DATA, ignore_errors=True)
     (made,) = DIST.glob("minoots_*.deb")
@@ -403,7 +408,7 @@ def prove_in(suite: str, proof: Callable[[Path], dict[str, Any]]) -> dict[str, A
 def unit_verdicts() -> dict[str, Any]:
     """What systemd itself thinks of the unit, where its tools are installed."""
     if shutil.which("systemd-analyze") is None:
-        return {"skipped": "systemd-analyze is not installed"}
+        raise Skipped("systemd-analyze is not installed")
     UNIT.parent.mkdir(parents=True, exist_ok=True)
     program = str(DIST / "minoots.dist/minoots")
     UNIT.write_text(deb.support_files(program)["usr/lib/systemd/system/minoots.service"])
@@ -429,12 +434,14 @@ def main() -> int:
     if os.geteuid() != 0:
         sys.exit("packaging: a root of its own needs root")
     report: dict[str, Any] = {}
-    failed = 0
+    failed = skipped = 0
 
     def prove(name: str, proof: Callable[[], dict[str, Any]]) -> None:
-        nonlocal failed
+        nonlocal failed, skipped
         try:
             report[name] = proof()
+        except Skipped as error:
+            report[name], skipped = {"skipped": str(error)}, skipped + 1
         except (Failed, service.Refused) as error:
             report[name], failed = {"failed": str(error)}, failed + 1
         print(f"{name}: {json.dumps(report[name])}", flush=True)
@@ -448,7 +455,8 @@ def main() -> int:
         if name in (given.only or ONCE):
             prove(name, proof)
     (PLACE / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{len(report) - failed} of {len(report)} hold", flush=True)
+    held = len(report) - failed - skipped
+    print(f"{held} of {len(report)} hold, {failed} do not, {skipped} were not tried", flush=True)
     return 1 if failed else 0
 
 

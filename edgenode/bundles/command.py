@@ -342,6 +342,31 @@ def bundle_forget(node: str, data: str | None, yes: bool) -> None:
         click.echo(f"the picture of {node} is removed; a bundle from the start makes a new one")
 
 
+@bundle.command("restart")
+@click.argument("node", metavar="[NODE]", default="")
+@_data
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def bundle_restart(node: str, data: str | None, yes: bool) -> None:
+    """Begin the chain of bundles to NODE (without: to all) anew: the next one holds everything.
+
+    Commands that it has not acknowledged are dropped: some of them may have been carried out.
+    """
+    with _telling():
+        from edgenode.bundles.book import book_of
+        from edgenode.bundles.keys import BundleError
+
+        with book_of(_place(data)) as pages:
+            chain = pages.book.outgoing.get(node)
+            if chain is None:
+                raise BundleError(f"no bundle was written to {node or 'all'} here")
+            what = f"The chain to {node or 'all'} has {len(chain.orders)} commands that wait."
+            if not yes and not (sys.stdin.isatty() and click.confirm(f"{what} Begin anew?")):
+                raise click.UsageError(f"{what} Nothing was changed; give --yes")
+            pages.book.outgoing.pop(node)
+            pages.save()
+        click.echo(f"{len(chain.orders)} commands are dropped; the next bundle begins a new chain")
+
+
 def commands(carrier_of: CarrierOf) -> tuple[click.Command, ...]:
     """The two groups; carrier_of: how commands reach our own node."""
     bundle.add_command(_import_with(carrier_of))

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from edgenode.__main__ import cli
 from edgenode.backup import back_up
 from edgenode.bundles import sealed
 from edgenode.bundles import send as sending
@@ -269,10 +271,16 @@ def test_a_history_that_forked_is_refused(tmp_path: Path) -> None:
     before = contents(b.picture(a))
     with pytest.raises(BundleError, match="another bundle 3 of a has been taken in"):
         b.take(other)
-    (b.data / "bundles/book.json").unlink()  # even so the log does not follow
+    ran = CliRunner().invoke(cli, ["bundle", "restart", "b", "--yes", "--data", str(a.data)])
+    assert ran.exit_code == 0, ran.output
+    anew = a.send("4", to="b")
     with pytest.raises(StoreCorrupt, match="does not go on from the picture of a"):
-        b.take(other)
+        b.take(anew)  # even so the log does not follow
     assert contents(b.picture(a)) == before
+    ran = CliRunner().invoke(cli, ["bundle", "forget", "a", "--yes", "--data", str(b.data)])
+    assert ran.exit_code == 0, ran.output
+    b.take(anew)
+    assert contents(b.picture(a)) == contents(a.data)
 
 
 def test_what_was_cut_off_in_the_middle_is_gone_on_with(
