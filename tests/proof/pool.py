@@ -19,6 +19,7 @@ from pathlib import Path
 
 NOTE_BYTES = 2_000
 HANG_S = 5
+WAITS = 10
 
 
 class Board:
@@ -64,7 +65,7 @@ def run(work: Callable[[int, Board], None], boards: list[Board]) -> None:
             board = boards[i]
             if os.WIFSIGNALED(status):
                 number = signal.Signals(os.WTERMSIG(status))
-                board["hung" if number == signal.SIGALRM else "died"] += 1
+                board["hung" if number in (signal.SIGALRM, signal.SIGPROF) else "died"] += 1
                 board.say(f"number {board['at']} ended the process: {number.name}")
                 running[_start(work, i, board)] = i
             else:
@@ -83,6 +84,7 @@ def _start(work: Callable[[int, Board], None], i: int, board: Board) -> int:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may have one of its own
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
         faulthandler.disable()
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 2)  # LMDB's last words about a damaged page
@@ -95,8 +97,12 @@ def _start(work: Callable[[int, Board], None], i: int, board: Board) -> int:
 
 
 def limit(seconds: int = HANG_S) -> None:
-    """End this child unless it calls this again in time; 0: no more limit."""
-    signal.alarm(seconds)
+    """End this child unless it calls this again in time; 0: no more limit.
+
+    In time of the processor, so that a machine that stands still is no fault; and, for what waits
+    for ever, in ten times that by the clock."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(WAITS * seconds)
 
 
 class Home:
