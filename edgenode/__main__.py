@@ -321,9 +321,9 @@ def _carrier(data: Path) -> Iterator[Carrier]:
         clients: list[Client] = []
 
         def carry(order: Order, idem: str) -> Outcome:
-            if not clients:  # a bundle without commands needs no node
-                clients.append(opened.enter_context(Client(data=str(data))))
             try:
+                if not clients:  # a bundle without commands needs no node
+                    clients.append(opened.enter_context(Client(data=str(data))))
                 asked = verbs.command(order.op, bytes(order.body), order.if_match)
                 clients[0].call(asked, idem=idem)
             except Refused as refused:
@@ -331,7 +331,9 @@ def _carrier(data: Path) -> Iterator[Carrier]:
                     raise BundleError(f"the node takes no commands now: {refused}") from refused
                 return Outcome(refused.code, refused.detail)
             except MinootsError as error:
-                raise BundleError(f"its commands wait for the node: {error}") from error
+                raise BundleError(
+                    f"its commands wait, import it again when the node runs: {error}"
+                ) from error
             return Outcome("", "")
 
         yield carry

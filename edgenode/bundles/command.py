@@ -268,15 +268,18 @@ def _import(
 
 
 def _told(taken: Any) -> str:
+    from edgenode.bundles.sealed import span
+
     if not taken.is_news:
         return f"bundle {taken.number} of {taken.from_} holds nothing that is new here"
     parts = []
     if taken.events:
-        parts.append(f"{taken.events:,} events, to event {taken.last_seq}")
+        first = taken.last_seq - taken.events + 1
+        parts.append(f"{span('event', first, taken.last_seq)} taken in")
     if taken.gap:
-        parts.append(f"events {taken.gap[0]} to {taken.gap[1]} are missing")
+        parts.append(f"{span('event', *taken.gap)} missing")
     if taken.orders:
-        parts.append(f"{taken.orders:,} commands carried out, {len(taken.refused)} of them refused")
+        parts.append(f"commands carried out: {taken.orders:,}, refused: {len(taken.refused)}")
     return f"bundle {taken.number} of {taken.from_} ({taken.made_at}): {'; '.join(parts)}"
 
 

@@ -20,7 +20,7 @@ from edgenode.bundles.book import Incoming, Pages, Seen, UnderWay
 from edgenode.bundles.keys import BundleError, Keyring
 from edgenode.bundles.orders import Carrier, Order, carry_out, read_orders
 from edgenode.bundles.picture import Picture, Place
-from edgenode.bundles.sealed import Bundle, Head, Part, read_head, verify
+from edgenode.bundles.sealed import Bundle, Head, Part, read_head, span, verify
 from edgenode.manifest import (
     DIRECTORY_MODE,
     FORMAT,
@@ -192,8 +192,8 @@ class Receiver:
                 f"{begins}, the picture is of epoch {place.epoch}: {head.from_} was restored in "
                 "between; ask for --since start"
             )
-        missing = f"events {place.last_seq + 1} to {log.first_seq - 1} are missing"
-        return f"{begins}: {missing}; {remedy}, or --accept-gap"
+        missing = span("event", place.last_seq + 1, log.first_seq - 1)
+        return f"{begins}, without {missing}; {remedy}, or --accept-gap"
 
     def _newest(self, node: str) -> int:
         chains = [came for came in self._pages.book.incoming.values() if came.node == node]
@@ -218,9 +218,9 @@ class Receiver:
             )
         if orders.first > came.orders and not self._ways.accept_gap:
             raise BundleError(
-                f"its commands begin at number {orders.first}: {came.orders} to "
-                f"{orders.first - 1} are missing; --since {came.number or 'start'} on {head.from_} "
-                "sends them, or --accept-gap leaves them out for ever"
+                f"it lacks {span('command', came.orders, orders.first - 1)}; --since "
+                f"{came.number or 'start'} on {head.from_} sends what is missing, or --accept-gap "
+                "leaves it out for ever"
             )
         self._check_repeat(came)
         return max(came.orders, orders.first)

@@ -43,6 +43,11 @@ PART_SUFFIX = ".part"  # of the file while it is written
 _length = struct.Struct("<I")
 
 
+def span(what: str, first: int, last: int) -> str:
+    """`event 7`, `events 7 to 9`."""
+    return f"{what} {first}" if first == last else f"{what}s {first} to {last}"
+
+
 class Part(IntEnum):
     """What a frame holds; its first byte."""
 

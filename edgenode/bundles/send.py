@@ -28,6 +28,7 @@ from edgenode.bundles.sealed import (
     TakenIn,
     Writer,
     put,
+    span,
     verify,
 )
 from edgenode.call import encode
@@ -257,11 +258,12 @@ def _write(
 def describe(head: Head) -> str:
     """A line for a person."""
     parts = []
-    if head.log is not None:
+    if head.log is not None and (head.log.events or head.tables is not None):
         what = "the whole log and its tables" if head.tables is not None else "the log"
-        parts.append(f"{what}, events {head.log.first_seq} to {head.log.last_seq}")
+        parts.append(f"{what}, {span('event', head.log.first_seq, head.log.last_seq)}")
     if head.orders.count:
-        parts.append(f"{head.orders.count} commands from number {head.orders.first} on")
+        last = head.orders.first + head.orders.count - 1
+        parts.append(span("command", head.orders.first, last))
     to = head.to or "all who know its key"
     sealed = "encrypted" if head.sealed else "signed, in the clear"
     return (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgenode.bundles.book import read_book
 from edgenode.bundles.picture import pictures
+from edgenode.bundles.sealed import span
 from engine._copy import StoreFiles
 
 
@@ -95,10 +96,10 @@ def lines(found: Status) -> list[str]:
             f"{chain.orders} commands done{_refused(chain.refused)}"
         )
     for view in found.pictures:
-        gaps = ", ".join(f"{a} to {b}" for a, b in view.gaps)
+        gaps = ", ".join(span("event", *gap) for gap in view.gaps)
         told.append(
             f"picture of {view.node}: {view.timers:,} timers as of event {view.last_seq} of epoch "
-            f"{view.epoch}, {view.made_at}{f'; events {gaps} are missing' if gaps else ''}"
+            f"{view.epoch}, {view.made_at}{f'; without {gaps}' if gaps else ''}"
         )
     return told or ["no bundle was sent or taken in here"]
 
