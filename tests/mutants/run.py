@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-FOLDERS = ("engine", "edgenode", "minoots", "bench", "tests", "docs", "packaging", "build")
+FOLDERS = ("engine", "edgenode", "minoots", "bench", "tests", "docs", "packaging")
 TEST_S_MAX = 300
 BUILD = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
 PYTEST = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
@@ -67,8 +67,12 @@ def copy_tree(to: Path) -> None:
     """The tree with what was built, times of files included, so that only changes are built."""
     for folder in FOLDERS:
         if (ROOT / folder).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "results", "debug", "asan")
+            ignore = shutil.ignore_patterns("__pycache__", "results")
             shutil.copytree(ROOT / folder, to / folder, ignore=ignore, symlinks=True)
+    # Not all of build/: there may be whole systems in it, with a /dev/full that has no end.
+    for pattern in ("cython", "lib.*", "temp.*"):
+        for built in (ROOT / "build").glob(pattern):
+            shutil.copytree(built, to / "build" / built.name, symlinks=True)
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith("."):
             shutil.copy2(path, to / path.name)
