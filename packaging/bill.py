@@ -30,6 +30,7 @@ LICENCE_OF = {
     "mdurl": "MIT",
     "sortedcontainers": "Apache-2.0",
     "rich": "MIT",
+    "pynacl": "Apache-2.0 AND ISC",  # ISC: the libsodium that is linked into it
 }
 # File name in the folder -> (component, SPDX licence, Debian package it was copied from).
 LIBRARIES = {
