@@ -192,8 +192,10 @@ class Writer:
 
     def leave(self) -> None:
         """Close the file, and remove it unless it was `put`."""
-        self._file.close()
-        self._fresh.unlink(missing_ok=True)
+        try:
+            self._file.close()  # it may have to write, where there is no room
+        finally:
+            self._fresh.unlink(missing_ok=True)
 
 
 def put(path: Path) -> None:

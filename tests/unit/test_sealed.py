@@ -6,7 +6,9 @@ import base64
 import hashlib
 import json
 import random
+import resource
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -180,6 +182,21 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
     writer.leave()
     with pytest.raises(BundleError, match="format 2, newer than 1; upgrade"):
         verify(path, believed(ours))
+
+
+def test_where_there_is_no_room_nothing_is_left(tmp_path: Path) -> None:
+    ours = new_key(tmp_path, "a")
+    writer = Writer(tmp_path / "x.bundle", head_of(ours), ours, None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.write(Part.LOG, b"log" * 1_000_000)
+        with suppress(OSError):
+            writer.leave()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.glob("*.bundle*"))
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
