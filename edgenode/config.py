@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from edgenode.doors.endpoint import refused
 from minoots.wire.times import format_duration, parse_duration
 
 MIB = 1 << 20
@@ -323,6 +324,9 @@ def _across(config: Config) -> list[str]:
     faults = []
     if config.engine.lead_min > config.engine.lead_max:
         faults.append("engine.lead_min is above engine.lead_max; lower it")
+    for name in ("control", "stream", "events"):
+        if fault := refused(f"doors.{name}", getattr(config.doors, name)):
+            faults.append(fault)
     if config.doors.http:
         faults.append(f"doors.http is {config.doors.http!r}; it is not served yet, write ''")
     reference = config.clock.reference

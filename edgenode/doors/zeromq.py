@@ -10,9 +10,7 @@ is none, heartbeats are off, and LINGER never ends.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
-import re
 import resource
 import socket
 import stat
@@ -26,6 +24,7 @@ import zmq
 
 from edgenode.call import Answer, Frames
 from edgenode.doors._mailbox import Mailbox
+from edgenode.doors.endpoint import refused
 from edgenode.doors.events import EventsDoor
 from edgenode.principal import LOCAL, Principal
 from engine._pulse import Pulse
@@ -54,17 +53,10 @@ EVENTS_MAX = 131_072  # SNDHWM of a subscriber: what the pulse can hold; 85 MB i
 FRAMES_KEPT = FRAMES_MAX + 2  # one too many is kept, so that the node sees it
 
 FILES_OTHER = 256  # open files besides the connections
-IPC_PATH_BYTES_MAX = 107
 FILE_MASK = 0o177  # leaves 0600
 
 CONTROL, STREAM, EVENTS = "control", "stream", "events"
 DOORS = (CONTROL, STREAM, EVENTS)  # an Answer's door is an index here
-
-_TCP = re.compile(r"tcp://(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{1,5}|\*)")
-_SERVED = (
-    "only loopback (tcp://127.0.0.1:PORT, tcp://[::1]:PORT) and ipc (ipc://PATH) are served until "
-    "keys are configured"
-)
 
 
 class DoorError(Exception):
@@ -199,7 +191,8 @@ def open_doors(
     who = principals or OpenPrincipals()
     wanted = {CONTROL: config.control, STREAM: config.stream, EVENTS: config.events}
     for name, endpoint in wanted.items():
-        check_endpoint(name, endpoint)
+        if fault := refused(name, endpoint):
+            raise DoorError(fault)
     _raise_files_max(limits.connections_max)
     contexts = [_context(realtime=False), _context(realtime=pace.realtime != "off")]
     sockets: list[zmq.Socket[bytes]] = []
@@ -302,29 +295,6 @@ def _configure(opened: zmq.Socket[bytes], name: str, endpoint: str) -> None:
         }
     for option, value in options.items():
         opened.setsockopt(option, value)
-
-
-def check_endpoint(name: str, endpoint: str) -> None:
-    """Raise DoorError unless nobody outside this machine can reach the endpoint."""
-    tcp = _TCP.fullmatch(endpoint)
-    if tcp:
-        try:
-            host = ipaddress.ip_address(tcp[1] or tcp[2])
-        except ValueError:
-            host = None
-        if host is not None and host.is_loopback and (tcp[3] == "*" or int(tcp[3]) < 65_536):
-            return
-    if endpoint.startswith("ipc://"):
-        path = endpoint.removeprefix("ipc://")
-        size = len(os.fsencode(path))
-        if size > IPC_PATH_BYTES_MAX:
-            raise DoorError(
-                f"{name} is {endpoint!r}, a path of {size} bytes; the limit is {IPC_PATH_BYTES_MAX}"
-            )
-        # @ is the abstract namespace, which has no file modes; * would be a folder of libzmq's own.
-        if path and path[0] not in "@*" and "\0" not in path:
-            return
-    raise DoorError(f"{name} is {endpoint!r}; {_SERVED}")
 
 
 def _bind(opened: zmq.Socket[bytes], name: str, endpoint: str, files: list[_IpcFile]) -> str:

@@ -56,7 +56,8 @@ def test_a_second_node_on_the_directory_is_refused(tmp_path: Path) -> None:
 )
 def test_other_addresses_than_loopback_are_refused(tmp_path: Path, endpoint: str) -> None:
     done = run("run", "--data", str(tmp_path / "data"), f"--control={endpoint}")
-    assert done.returncode == 1
+    assert done.returncode == 78
+    assert not (tmp_path / "data").exists()
     assert endpoint in done.stderr
     assert "loopback" in done.stderr
 

@@ -61,3 +61,14 @@ def test_a_fault_of_the_file_is_told_with_its_line(tmp_path: Path) -> None:
         "9: engine.spin: no such key",
         "2: clock.poll: is 5",
     ]
+
+
+def test_every_door_that_would_not_be_served_is_told() -> None:
+    found = faults(
+        MINOOTS__DOORS__CONTROL="http://127.0.0.1", MINOOTS__DOORS__EVENTS="tcp://0.0.0.0:1"
+    )
+    assert [text.partition(";")[0] for text in found] == [
+        "doors.control is 'http://127.0.0.1'",
+        "doors.events is 'tcp://0.0.0.0:1'",
+    ]
+    assert all("only loopback" in text for text in found)
