@@ -184,7 +184,9 @@ class Receiver:
 
     def _log_gap(self, head: Head, log: LogPart, place: Place | None) -> str:
         begins = f"it begins at event {log.first_seq} of epoch {head.epoch}"
-        remedy = f"--since {self._newest(head.from_)} on {head.from_} sends what is missing"
+        came = self._pages.book.incoming.get(head.chain)
+        since = came.number if came is not None and came.number else "start"
+        remedy = f"--since {since} on {head.from_} sends what is missing"
         if place is None:
             return f"{begins}, and there is no picture of {head.from_} yet; ask for --since start"
         if place.epoch != head.epoch:
@@ -194,10 +196,6 @@ class Receiver:
             )
         missing = span("event", place.last_seq + 1, log.first_seq - 1)
         return f"{begins}, without {missing}; {remedy}, or --accept-gap"
-
-    def _newest(self, node: str) -> int:
-        chains = [came for came in self._pages.book.incoming.values() if came.node == node]
-        return max((came.number for came in chains), default=0)
 
     def _orders_from(self, bundle: Bundle, came: Incoming) -> int:
         """The number of the first command that is new."""
