@@ -32,6 +32,8 @@ LEFT_OUT = (
     *("tkinter", "turtle", "idlelib", "ensurepip", "venv", "lib2to3", "distutils", "pydoc_data"),
     *("zmq.tests", "zmq.green", "zmq.eventloop", "zmq.ssh", "zmq.log", "zmq.auth", "zmq.devices"),
     *("IPython", "tornado", "gevent", "cffi", "uvloop", "attrs", "attr"),
+    # What rich has for code and documents: we show tables.
+    *("pygments", "markdown_it", "mdurl", "rich.markdown", "rich.syntax", "rich.traceback"),
     *("sqlite3", "dbm", "curses", "rich.pretty_ipython", "unittest", "test"),
 )
 # Loaded by name at run time, so that no import statement leads there.
