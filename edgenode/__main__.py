@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgenode.bundles.command import commands as bundle_commands
+from edgenode.bundles.cli import commands as bundle_commands
 from minoots.cli import cli
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ def _carrier(data: Path) -> Iterator[Carrier]:
         yield carry
 
 
-for _command in bundle_commands(_carrier):
+for _command in bundle_commands(_carrier, _load_config):
     cli.add_command(_command)
 
 

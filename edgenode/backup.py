@@ -25,7 +25,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -41,21 +40,20 @@ from edgenode.manifest import (
     TABLES_FILE,
     LogPart,
     Manifest,
+    Progress,
     TablesPart,
     made_at,
     write_manifest,
 )
 from engine._audit import Audit
 from engine._copy import Overtaken, StoreFiles, write_out
-from engine.errors import StoreCorrupt, StoreFailed, StoreFull
-from engine.files import sync_directory
+from engine.errors import StoreCorrupt, StoreFailed
+from engine.files import failed, sync_directory
 from engine.store import CHAIN_START
 
 PIECE_BYTES = 256 << 10  # of one read transaction
 PACE_BYTES = 1 << 20  # written before the disk is waited for
 TRIES = 3  # of copying a log whose head is trimmed meanwhile
-
-Progress = Callable[[str, int], None]  # what is done, and how many bytes of it
 
 
 @dataclass(slots=True)
@@ -124,8 +122,7 @@ def back_up(
             _remove(target, made)
             raise
     except OSError as error:
-        full = error.errno in (28, 122)  # ENOSPC, EDQUOT
-        raise (StoreFull if full else StoreFailed)(f"{target}: {error.strerror}") from error
+        raise failed(str(target), error) from error
     finally:
         files.close()
 

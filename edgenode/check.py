@@ -7,7 +7,7 @@ before it ends. What the manifests say of sizes, sums and ends must be so.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from edgenode.manifest import (
     TABLES_FILE,
     LogPart,
     Manifest,
+    Progress,
     TablesPart,
     read_manifest,
 )
@@ -23,8 +24,6 @@ from engine._audit import Audit, whole_items
 from engine.errors import StoreCorrupt, StoreFailed
 
 READ_BYTES = 4 << 20
-
-Progress = Callable[[str, int], None]
 
 
 def pieces(path: Path, sha: Any = None) -> Iterator[bytes]:

@@ -8,11 +8,10 @@ same commits, a crash between the two renames leaves a store like any other.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from edgenode.backup import PIECE_BYTES
-from edgenode.manifest import DIRECTORY_MODE
+from edgenode.manifest import DIRECTORY_MODE, Progress
 from edgenode.verify import verify_store
 from engine._copy import StoreFiles
 from engine._load import StoreLoader
@@ -21,8 +20,6 @@ from engine.files import close_store, hold, open_store, reindex_due, sync_direct
 
 WORK = "compacting"  # the folder in the data directory where the files are made
 PARTS = ("log", "tables")
-
-Progress = Callable[[str, int], None]
 
 
 def compact(data_dir: Path, progress: Progress) -> tuple[int, int]:

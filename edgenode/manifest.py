@@ -7,6 +7,7 @@ A directory without one is no backup. `docs/format.md` tells the layout of the f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,8 @@ TABLES_FILE = "tables.items"
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding raises
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
+
+Progress = Callable[[str, int], None]  # told what is done with files, and how many bytes of it
 
 
 class LogPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,7 +9,6 @@ times (`backup.py`); folding the events into them from where the tables stood br
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +21,18 @@ from edgenode.manifest import (
     LOG_FILE,
     TABLES_FILE,
     Manifest,
+    Progress,
 )
 from edgenode.recovery import ANCHOR_KEY
 from edgenode.verify import Verified, verify_store
 from engine._load import StoreLoader
 from engine._tables import LmdbTables
 from engine.clock import Anchor, Clock, Timescale
-from engine.errors import StoreFailed, StoreFull
+from engine.errors import StoreFailed
 from engine.files import (
     catch_up,
     close_store,
+    failed,
     hold,
     open_store,
     reindex_due,
@@ -43,8 +44,6 @@ from engine.record import Scale, Standing, unpack_note
 WORK = "restoring"  # the folder in the data directory where the files are made
 ID_BYTES = 16
 DUE_BYTES = 8
-
-Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +88,7 @@ def restore(
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        full = error.errno in (28, 122)  # ENOSPC, EDQUOT
-        raise (StoreFull if full else StoreFailed)(f"{data_dir}: {error.strerror}") from error
+        raise failed(str(data_dir), error) from error
     return Restored(newest, verified, epoch, *counts)
 
 

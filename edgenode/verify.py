@@ -6,10 +6,10 @@ goes on to the log's end then. Nothing is written; the node must be stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgenode.manifest import Progress
 from edgenode.recovery import consumers_of, newer_notes
 from engine._audit import Audit
 from engine._copy import StoreFiles
@@ -19,8 +19,6 @@ from engine.record import Standing
 from engine.store import LogEnds
 
 PIECE_BYTES = 4 << 20
-
-Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def _sync_names(data_dir: Path) -> None:
         for directory in directories:
             sync_directory(directory)
     except OSError as error:
-        raise _failed(f"cannot sync the directories of {data_dir}", error) from error
+        raise failed(f"cannot sync the directories of {data_dir}", error) from error
 
 
 def close_store(data_dir: Path, log: LmdbLog, tables: LmdbTables) -> None:
@@ -270,7 +270,7 @@ def _lock(data_dir: Path) -> int:
         data_dir.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, LOCK_MODE)
     except OSError as error:
-        raise _failed(f"cannot open {data_dir}", error) from error
+        raise failed(f"cannot open {data_dir}", error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -284,7 +284,7 @@ def _lock(data_dir: Path) -> int:
         os.pwrite(fd, b"%-19d\n" % os.getpid(), 0)  # in place: a full disk has room for that
     except OSError as error:
         os.close(fd)
-        raise _failed(f"cannot write the lock in {data_dir}", error) from error
+        raise failed(f"cannot write the lock in {data_dir}", error) from error
     return fd
 
 
@@ -309,10 +309,11 @@ def _directory(path: Path) -> str:
         finally:
             os.close(fd)
     except OSError as error:
-        raise _failed(f"cannot make room in {path}", error) from error
+        raise failed(f"cannot make room in {path}", error) from error
     return str(path)
 
 
-def _failed(what: str, error: OSError) -> StoreFailed:
+def failed(what: str, error: OSError) -> StoreFailed:
+    """What to raise for an error of the system: StoreFull where there is no room."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return (StoreFull if full else StoreFailed)(f"{what}: {error.strerror} (errno {error.errno})")

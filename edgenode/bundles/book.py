@@ -19,6 +19,7 @@ from edgenode.bundles.orders import Order
 from edgenode.manifest import DIRECTORY_MODE, FILE_MODE, UNREADABLE, LogPart
 from engine.files import write_durably
 
+FORMAT = 1
 BOOK_FILE, LOCK_FILE = "book.json", "lock"
 SENT_KEPT = 256  # bundles of a chain that are remembered: those that --since may name
 IDS_KEPT = 64  # ids of the bundles of a chain that came: to tell a repetition from a forgery
@@ -89,13 +90,18 @@ class Book(msgspec.Struct):
     """All that is remembered of bundles: chains of ours by recipient, chains of others by name,
     pictures by node."""
 
-    format: int = 1
+    format: int = FORMAT
     outgoing: dict[str, Outgoing] = {}
     incoming: dict[str, Incoming] = {}
     pictures: dict[str, Seen] = {}
 
 
+class _Format(msgspec.Struct):
+    format: int = FORMAT
+
+
 _book = msgspec.json.Decoder(Book)
+_format = msgspec.json.Decoder(_Format)
 
 
 @contextmanager
@@ -124,6 +130,8 @@ def _read(path: Path) -> Book:
     except FileNotFoundError:
         return Book()
     try:
+        if (later := _format.decode(text).format) > FORMAT:
+            raise BundleError(f"{path} has format {later}, newer than {FORMAT}; upgrade minoots")
         return _book.decode(text)
     except UNREADABLE as error:
         raise BundleError(

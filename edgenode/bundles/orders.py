@@ -19,18 +19,21 @@ from edgenode.manifest import UNREADABLE
 from edgenode.node import OPS
 from edgenode.verbs.about import BODIES
 from minoots.wire.frames import BODY_BYTES_MAX
+from minoots.wire.times import parse_instant
 
 TOGETHER = 64  # after so many the book says how far it is
+SOME_INSTANT = "2026-01-01T00:00:00Z"
 ASK_ELSEWHERE = "consumer."  # what a worker does, not an operator
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A command: a verb that changes something, its body, and the revision that its timer must
-    have."""
+    """A command: a verb that changes something, its body, the revision that its timer must have,
+    and the instant after which it is not carried out."""
 
     op: str
     body: msgspec.Raw
     if_match: int | None = None
+    expires_at: str = ""
 
 
 class Outcome(NamedTuple):
@@ -45,6 +48,7 @@ class Outcome(NamedTuple):
 Carrier = Callable[[Order, str], Outcome]
 
 _order = msgspec.json.Decoder(Order)
+_encode = msgspec.json.Encoder().encode
 
 
 def read_order(line: bytes) -> Order:
@@ -65,21 +69,33 @@ def read_order(line: bytes) -> Order:
         msgspec.json.decode(order.body, type=BODIES[order.op])
     except UNREADABLE as error:
         raise BundleError(f"its body is no {order.op}: {error}") from error
+    try:
+        parse_instant(order.expires_at or SOME_INSTANT)
+    except ValueError as error:
+        raise BundleError(f"expires_at: {error}") from error
     return order
 
 
-def read_orders(lines: Iterable[bytes]) -> list[Order]:
-    """The commands of a file, a line each; empty lines are left out. Raises BundleError with the
-    line's number, at the first that is wrong."""
+def read_orders(lines: Iterable[bytes], expires_at: str = "") -> list[Order]:
+    """The commands of a file, a line each; empty lines are left out. expires_at: of those that do
+    not say. Raises BundleError with the line's number, at the first that is wrong."""
     found = []
     for at, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            found.append(read_order(line.strip()))
+            order = read_order(line.strip())
         except BundleError as error:
             raise BundleError(f"line {at}: {error}") from error
+        if expires_at and not order.expires_at:
+            order = msgspec.structs.replace(order, expires_at=expires_at)
+        found.append(order)
     return found
+
+
+def as_line(order: Order) -> bytes:
+    """A command as one line of JSON, however it was laid out before."""
+    return msgspec.json.format(_encode(order), indent=-1)
 
 
 def key_of(chain: str, number: int) -> str:
@@ -88,11 +104,21 @@ def key_of(chain: str, number: int) -> str:
 
 
 def carry_out(
-    chain: str, first: int, orders: list[Order], carry: Carrier, done: Callable[[int], None]
+    chain: str,
+    first: int,
+    orders: list[Order],
+    carry: Carrier,
+    done: Callable[[int], None],
+    utc_ns: int,
 ) -> Iterator[tuple[int, Outcome]]:
     """Carry out commands from number `first` on, one after the other: a later one may rest on an
-    earlier one. (number, outcome) of each. done: told how far it is, now and then."""
+    earlier one. (number, outcome) of each; one that has expired is refused here. done: told how
+    far it is, now and then."""
     for number, order in enumerate(orders, first):
-        yield number, carry(order, key_of(chain, number))
+        if order.expires_at and parse_instant(order.expires_at) < utc_ns:
+            late = f"it was to be carried out by {order.expires_at}"
+            yield number, Outcome("deadline_exceeded", late)
+        else:
+            yield number, carry(order, key_of(chain, number))
         if (number - first) % TOGETHER == TOGETHER - 1 or number == first + len(orders) - 1:
             done(number + 1)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from edgenode.bundles.keys import FOLDER, BundleError
 from edgenode.check import check_backups
-from edgenode.manifest import DIRECTORY_MODE, LogPart
+from edgenode.manifest import DIRECTORY_MODE, LogPart, Progress
 from edgenode.restore import make_store
 from engine._audit import Audit
 from engine._copy import StoreFiles
@@ -31,7 +31,6 @@ FOR_EVER = (1 << 63) - 1
 FORGET_WAITS, FORGET_WAIT_MS = 100, 100
 NOTES_KEPT_NS = 30 * 86_400_000_000_000  # as long as any node keeps idempotency keys
 
-Progress = Callable[[str, int], None]
 LogItems = Callable[[], Iterable[bytes]]  # the items of a log, in pieces, again each time
 
 
@@ -53,10 +52,14 @@ class Picture:
         self.folder = data_dir / FOLDER / PICTURES / node
         self.store = self.folder / STORE
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it has been begun, and no crash has left it between two renames."""
+        return (self.store / "log").is_dir()
+
     def place(self) -> Place | None:
         """Where it stands; None if there is none. Raises StoreCorrupt."""
-        self._settle()
-        if not (self.store / "log").is_dir():
+        if not self.is_there:
             return None
         files = StoreFiles(self.store)
         try:
@@ -74,7 +77,7 @@ class Picture:
         shutil.rmtree(fresh, ignore_errors=True)
         make_store(fresh, [backup], manifest, manifest.epoch, audit.from_seq, progress)
         if self.store.exists():
-            self.store.rename(self.folder / OLD)
+            self.store.rename(self.folder / OLD)  # which `settle` has seen to
         fresh.rename(self.store)
         sync_directory(self.folder)
         shutil.rmtree(self.folder / OLD, ignore_errors=True)
@@ -194,13 +197,19 @@ class Picture:
             finally:
                 loader.close()
 
-    def _settle(self) -> None:
-        """After a crash between two renames: what was there is there again."""
+    def settle(self) -> None:
+        """Put right what a crash has left; whoever changes pictures calls it first.
+
+        Between two renames: what was there is there again. Behind the last transaction of the log:
+        the tables follow it."""
         old = self.folder / OLD
-        for missing in (self.store, self.store / "log"):
-            is_log = (old / "data.mdb").is_file()
-            if old.is_dir() and not missing.exists() and is_log == (missing != self.store):
-                old.rename(missing)
+        is_log = (old / "data.mdb").is_file()
+        missing = self.store / "log" if is_log else self.store
+        if old.is_dir() and not missing.exists():
+            old.rename(missing)
+        shutil.rmtree(old, ignore_errors=True)
+        if self.is_there:
+            self._follow(0)
 
 
 def pictures(data_dir: Path) -> list[Picture]:

@@ -10,7 +10,7 @@ known exactly.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,14 +28,12 @@ from edgenode.manifest import (
     TABLES_FILE,
     LogPart,
     Manifest,
+    Progress,
     write_manifest,
 )
-from minoots.wire.times import parse_instant
 
 WORK = "incoming"  # in bundles/: the file that is taken in
 COPY = "bundle"
-
-Progress = Callable[[str, int], None]
 
 
 class Step(Enum):
@@ -118,6 +116,7 @@ class Receiver:
             copy = self._work / COPY
             shutil.copyfile(path, copy)
             bundle = verify(copy, self._keyring.peers())
+            Picture(self._data_dir, bundle.head.from_).settle()
             came = self._came(bundle.head)
             plan = self._plan(bundle, came)
             orders = self._orders(bundle)  # all are read before anything is done
@@ -209,11 +208,6 @@ class Receiver:
                 f"it has commands, and {head.from_} may not command this node: minoots keys trust "
                 "--may-command, or --log-only"
             )
-        if orders.expires_at and parse_instant(orders.expires_at) < self._utc_ns:
-            raise BundleError(
-                f"its commands were to be carried out by {orders.expires_at}; --log-only leaves "
-                "them"
-            )
         if orders.first > came.orders and not self._ways.accept_gap:
             raise BundleError(
                 f"it lacks {span('command', came.orders, orders.first - 1)}; --since "
@@ -302,7 +296,8 @@ class Receiver:
             self._pages.save()
 
         done(first)
-        for number, outcome in carry_out(came.chain, first, wanted, self._carry, done):
+        carried = carry_out(came.chain, first, wanted, self._carry, done, self._utc_ns)
+        for number, outcome in carried:
             taken.orders += 1
             if outcome.code:
                 came.refused.append(number)
@@ -322,11 +317,11 @@ class Receiver:
             for chain in self._pages.book.outgoing.values():
                 if chain.chain != has.chain or chain.to != head.from_:
                     continue
-                chain.acknowledged = max(chain.acknowledged, has.number)
+                if has.number >= chain.acknowledged:
+                    chain.acknowledged, chain.refused = has.number, has.refused
                 done = min(max(has.orders - chain.orders_first, 0), len(chain.orders))
                 del chain.orders[:done]
                 chain.orders_first += done
-                chain.refused = has.refused
         self._pages.save()
 
 

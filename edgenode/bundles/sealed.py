@@ -57,12 +57,10 @@ class Part(IntEnum):
 
 
 class OrdersPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The commands `first` to `first + count - 1` of their chain. expires_at: an instant after
-    which none of them is carried out; "" if there is none."""
+    """The commands `first` to `first + count - 1` of their chain."""
 
     first: int
     count: int
-    expires_at: str
 
 
 class TakenIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,8 +172,9 @@ class Writer:
 
     def _frame(self, data: bytes, last: int = 0) -> None:
         if self._stream is not None:
-            name = "FINAL" if last else "MESSAGE"
-            tag = getattr(sodium, f"crypto_secretstream_xchacha20poly1305_TAG_{name}")
+            tag = sodium.crypto_secretstream_xchacha20poly1305_TAG_MESSAGE
+            if last:
+                tag = sodium.crypto_secretstream_xchacha20poly1305_TAG_FINAL
             push = sodium.crypto_secretstream_xchacha20poly1305_push
             data = push(self._stream, bytes(data), None, tag)
         self._put(_length.pack(len(data) | last) + data)
@@ -301,8 +300,7 @@ def _checked(head: Head) -> Head:
             raise ValueError("chain_before is no hash")
     if not all(0 <= number < NUMBER_END for number in numbers):
         raise ValueError(f"a number is below 0, or not below {NUMBER_END}")
-    for instant in (head.made_at, orders.expires_at or head.made_at):
-        parse_instant(instant)
+    parse_instant(head.made_at)
     return head
 
 

@@ -8,7 +8,6 @@ that was never put is made good by `--since`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +16,15 @@ import msgspec
 
 from edgenode.backup import back_up, node_id_of
 from edgenode.bundles.book import Outgoing, Pages, Sent, book_of
-from edgenode.bundles.keys import BundleError, Keyring, Peer, SecretKey, check_node
-from edgenode.bundles.orders import Order
+from edgenode.bundles.keys import (
+    BundleError,
+    Keyring,
+    Peer,
+    PublicKey,
+    SecretKey,
+    check_node,
+)
+from edgenode.bundles.orders import Order, as_line
 from edgenode.bundles.sealed import (
     FORMAT,
     PART_SUFFIX,
@@ -31,29 +37,26 @@ from edgenode.bundles.sealed import (
     span,
     verify,
 )
-from edgenode.call import encode
 from edgenode.check import pieces
 from edgenode.manifest import FORMAT as BACKUP_FORMAT
-from edgenode.manifest import LOG_FILE, TABLES_FILE, Manifest, made_at
+from edgenode.manifest import LOG_FILE, TABLES_FILE, Manifest, Progress, made_at
 from engine._copy import StoreFiles
-from engine.errors import StoreFailed, StoreFull
+from engine.errors import StoreFailed
+from engine.files import failed
 
 WORK = "outgoing"  # in bundles/: what is being put together
 LAST, ACKNOWLEDGED, START = "last", "acknowledged", "start"  # of --since, besides a number
-
-Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a bundle is to be. to: a node, "" for all. since: `last`, `acknowledged`, `start`, or
-    the number of a bundle of the chain. orders: commands to add to those that wait.
-    valid_ns: how long commands may be carried out, 0: for ever. encrypted: to the recipient."""
+    the number of a bundle of the chain. orders: commands to add to those that wait. encrypted: to
+    the recipient."""
 
     to: str = ""
     since: str = LAST
     orders: tuple[Order, ...] = ()
-    valid_ns: int = 0
     with_log: bool = True
     encrypted: bool = True
 
@@ -69,18 +72,15 @@ def send(data_dir: Path, target: Path, wish: Wish, utc_ns: int, progress: Progre
         raise BundleError(
             f"the keys are of {key.node}, this node is {node or 'nameless'}; minoots keys new"
         )
-    if wish.to:
-        keyring.peer(check_node(wish.to))
-    elif wish.orders:
+    if wish.orders and not wish.to:
         raise BundleError("commands are for one node; name it with --to")
+    peer = keyring.peer(check_node(wish.to)) if wish.to else None
+    recipient = peer.key if peer is not None and wish.encrypted else None
     try:
         with book_of(data_dir) as pages:
-            return _send(data_dir, target, wish, key, pages, utc_ns, progress)
+            return _send(data_dir, target, wish, key, recipient, pages, utc_ns, progress)
     except OSError as error:
-        full = error.errno in (28, 122)  # ENOSPC, EDQUOT
-        raise (StoreFull if full else StoreFailed)(
-            f"{error.filename or target}: {error.strerror}"
-        ) from error
+        raise failed(str(error.filename or target), error) from error
 
 
 def _send(
@@ -88,6 +88,7 @@ def _send(
     target: Path,
     wish: Wish,
     key: SecretKey,
+    recipient: PublicKey | None,
     pages: Pages,
     utc_ns: int,
     progress: Progress,
@@ -95,7 +96,7 @@ def _send(
     if target.exists():
         raise BundleError(f"{target} exists; name another file")
     chain = pages.outgoing(wish.to)
-    ready = _ready(target, chain, key)
+    ready = _ready(target, chain, wish, key)
     if ready is not None:
         return ready
     since = _since(chain, wish.since)
@@ -107,13 +108,14 @@ def _send(
         if wish.with_log:
             manifest = _copy(data_dir, work, since, wish.since == LAST, utc_ns, progress)
         head = _head(data_dir, wish, key, pages, since, manifest, utc_ns)
-        return _write(target, head, wish, work, Keyring(data_dir), pages)
+        return _write(target, Writer(target, head, key, recipient), work, pages)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _ready(target: Path, chain: Outgoing, key: SecretKey) -> Head | None:
-    """Put a bundle in its place that is in the book, and was cut off before it was put."""
+def _ready(target: Path, chain: Outgoing, wish: Wish, key: SecretKey) -> Head | None:
+    """Put a bundle in its place that is in the book, and was cut off before it was put. Raises
+    BundleError if it has not the commands that are to be sent now."""
     part = target.with_name(target.name + PART_SUFFIX)
     if not part.exists() or not chain.sent:
         return None
@@ -124,6 +126,13 @@ def _ready(target: Path, chain: Outgoing, key: SecretKey) -> Head | None:
     if bundle.id != chain.sent[-1].id:
         return None
     put(target)
+    sent = [as_line(order) for order in chain.orders]
+    given = [as_line(order) for order in wish.orders]
+    if given and given != sent[-len(given) :]:
+        raise BundleError(
+            f"{target} is there now: an export that was cut off, of other commands; export these "
+            "into another file"
+        )
     return bundle.head
 
 
@@ -185,7 +194,6 @@ def _head(
     chain = pages.outgoing(wish.to)
     first = max(since.orders if since is not None else 0, chain.orders_first)
     number = chain.sent[-1].number + 1 if chain.sent else 1
-    expires = made_at(utc_ns + wish.valid_ns) if wish.valid_ns else ""
     return Head(
         FORMAT,
         version("minoots"),
@@ -200,7 +208,7 @@ def _head(
         manifest.log if manifest else None,
         manifest.tables if manifest else None,
         _log_begins(data_dir) if manifest else 0,
-        OrdersPart(first, chain.orders_end - first, expires),
+        OrdersPart(first, chain.orders_end - first),
         _taken_in(pages, wish.to),
     )
 
@@ -222,16 +230,9 @@ def _taken_in(pages: Pages, to: str) -> list[TakenIn]:
     ]
 
 
-def _write(
-    target: Path,
-    head: Head,
-    wish: Wish,
-    work: Path,
-    keyring: Keyring,
-    pages: Pages,
-) -> Head:
-    recipient = keyring.peer(wish.to).key if wish.to and wish.encrypted else None
-    writer = Writer(target, head, keyring.own(), recipient)
+def _write(target: Path, writer: Writer, work: Path, pages: Pages) -> Head:
+    head = writer.head
+    chain = pages.outgoing(head.to)
     try:
         if head.log is not None:
             for items in pieces(work / LOG_FILE):
@@ -239,18 +240,17 @@ def _write(
         if head.tables is not None:
             for items in pieces(work / TABLES_FILE):
                 writer.write(Part.TABLES, items)
-        chain = pages.outgoing(wish.to)
         for order in chain.orders[head.orders.first - chain.orders_first :]:
-            # One line each, whatever has laid out the book.
-            writer.write(Part.ORDERS, msgspec.json.format(encode(order), indent=-1) + b"\n")
+            writer.write(Part.ORDERS, as_line(order) + b"\n")
         name = writer.finish()
-        before = chain.sent[-1].log if chain.sent else None
-        epoch = head.epoch or (chain.sent[-1].epoch if chain.sent else 0)
-        log = head.log or before
+        before = chain.sent[-1] if chain.sent else None
+        log, epoch = head.log, head.epoch
+        if log is None and before is not None:
+            log, epoch = before.log, before.epoch
         chain.sent.append(Sent(head.number, name, head.made_at, epoch, log, chain.orders_end))
         pages.save()
         put(target)
-        return writer.head
+        return head
     finally:
         writer.leave()
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edgenode.bundles.book import read_book
+from edgenode.bundles.keys import BundleError
 from edgenode.bundles.picture import picture_of
 from edgenode.call import Frames
 from edgenode.config import Config, data_dir
@@ -81,6 +82,8 @@ def open_picture(data: str | None, node: str) -> PictureNode:
     place = data_dir(data)
     try:
         picture = picture_of(place, node)
+        if not picture.is_there:
+            raise BundleError(f"the picture of {node} is being made; import a bundle of it again")
         seen = read_book(place).pictures.get(node)
         return PictureNode(picture.store, node, seen.made_at if seen else "an unknown time")
     except (EngineError, OSError) as error:

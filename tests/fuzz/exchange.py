@@ -150,7 +150,7 @@ def bundle_seeds() -> list[bytes]:
     for number, wish in enumerate(
         (
             Wish("b", "start", orders, encrypted=False),
-            Wish("b", "start", orders, DAY_NS, with_log=False, encrypted=False),
+            Wish("b", "start", orders, with_log=False, encrypted=False),
             Wish("", "start", encrypted=False),
         )
     ):

@@ -1,102 +1,28 @@
-"""Bundles between stores: whatever the order, repetition and accidents, a picture is what the other
-node's store is, and a command is carried out once."""
+"""Bundles between stores: whatever the order and repetition, a picture is what the other node's
+store is, and a command is carried out once."""
 
 from __future__ import annotations
 
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from edgenode.__main__ import cli
-from edgenode.backup import back_up
-from edgenode.bundles import sealed
-from edgenode.bundles import send as sending
-from edgenode.bundles.book import book_of, read_book
-from edgenode.bundles.keys import BundleError, Keyring
-from edgenode.bundles.orders import Carrier, Order, Outcome, read_orders
-from edgenode.bundles.picture import Picture
-from edgenode.bundles.receive import Receiver, Taken, Ways, in_order
-from edgenode.bundles.sealed import Head, Writer
-from edgenode.bundles.send import Wish, send
+from edgenode.bundles.book import read_book
+from edgenode.bundles.keys import BundleError
+from edgenode.bundles.orders import read_orders
+from edgenode.bundles.receive import Ways, in_order
 from edgenode.bundles.status import lines, status
-from edgenode.config import NODE_ID_FILE
-from edgenode.restore import restore
 from edgenode.verify import verify_store
-from engine.clock import OsClock
-from engine.errors import StoreCorrupt
 from engine.files import catch_up
-from tests.unit.churn import Churn, churning, contents, run
+from minoots.wire.times import format_instant
+from tests.unit.churn import Churn, contents, run
+from tests.unit.sites import HOUR_NS, NOW_NS, Site, order, quiet, two
 from tests.unit.stored import expire, opened
-
-NOW_NS = 1_800_000_000 * 10**9
-HOUR_NS = 3600 * 10**9
-DAY_NS = 24 * HOUR_NS
-
-
-def quiet(what: str, size: int) -> None:
-    assert what
-    assert size >= 0
-
-
-class Site:
-    """A node that others know, and what its own node was told to do."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name, self.data = name, folder / name
-        self.data.mkdir(exist_ok=True)
-        (self.data / NODE_ID_FILE).write_text(f"{name}\n")
-        self.ring = Keyring(self.data)
-        self.key = self.ring.make(name)
-        self.done: list[tuple[str, bytes, str]] = []
-        self.refuses: set[int] = set()
-        self.breaks_at: int | None = None
-
-    def trusts(self, other: Site, *, may_command: bool = False) -> None:
-        self.ring.trust(other.key.public, may_command=may_command)
-
-    def send(self, name: str, utc_ns: int = NOW_NS, **wish: object) -> Path:
-        target = self.data.parent / name
-        self.head: Head = send(self.data, target, Wish(**wish), utc_ns, quiet)  # type: ignore[arg-type]
-        return target
-
-    def carry(self, order: Order, idem: str) -> Outcome:
-        if len(self.done) == self.breaks_at:
-            raise BundleError("the node is gone")
-        self.done.append((order.op, bytes(order.body), idem))
-        return Outcome("not_found", "x") if len(self.done) in self.refuses else Outcome("", "")
-
-    def take(self, *paths: Path, utc_ns: int = NOW_NS, ways: Ways | None = None) -> list[Taken]:
-        carry: Carrier = self.carry
-        with book_of(self.data) as pages:
-            receiver = Receiver(
-                self.data, self.name, pages, carry, ways or Ways(), utc_ns, DAY_NS, quiet
-            )
-            return [receiver.take_in(path) for path in paths]
-
-    def picture(self, other: Site) -> Path:
-        return Picture(self.data, other.name).store
-
-
-@contextmanager
-def two(tmp_path: Path, seed: int) -> Iterator[tuple[Site, Site, Callable[[str, int], None]]]:
-    """A site whose store moves, and one that trusts it."""
-    (tmp_path / "a").mkdir()
-    with churning(tmp_path / "a", seed) as move:
-        a, b = Site(tmp_path, "a"), Site(tmp_path, "b")
-        a.trusts(b)
-        b.trusts(a, may_command=True)
-        yield a, b, move
-
-
-def order(number: int) -> Order:
-    [made] = read_orders([b'{"op":"timer.cancel","body":{"name":"n%d"}}' % number])
-    return made
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -226,96 +152,6 @@ def test_a_trimmed_log_is_trimmed_in_the_picture(tmp_path: Path) -> None:
     assert contents(b.picture(a))["events"] == events
 
 
-def test_a_node_that_was_restored_sends_all_anew(tmp_path: Path) -> None:
-    with two(tmp_path, 5) as (a, b, move):
-        first = a.send("1", to="b")
-        move("moves", 0)
-        second = a.send("2", to="b")
-    b.take(first, second)
-    back_up(a.data, tmp_path / "full", None, NOW_NS, quiet)
-    for name in ("log", "tables"):
-        shutil.rmtree(a.data / name)
-    restore([tmp_path / "full"], a.data, OsClock(), 0, quiet)
-    third = a.send("3", to="b")
-    assert a.head.tables is not None
-    assert a.head.epoch == 2
-    [taken] = b.take(third)
-    assert taken.is_news
-    assert contents(b.picture(a)) == contents(a.data)
-    assert b.take(second)[0].is_news is False, "of an epoch that has passed"
-    assert contents(b.picture(a)) == contents(a.data)
-
-
-def test_a_history_that_forked_is_refused(tmp_path: Path) -> None:
-    with two(tmp_path, 6) as (a, b, move):
-        first = a.send("1", to="b")
-        fork = tmp_path / "fork"
-        move("moves", 0)
-        second = a.send("2", to="b")
-    b.take(first, second)
-    with opened(a.data) as (log, tables, _):
-        churn = Churn(log, 9)
-        churn.born = 50_000
-        shutil.copytree(a.data, fork, ignore=shutil.ignore_patterns("lock"))
-        run(log, tables, churn, 1)
-    third = a.send("3", to="b")
-    shutil.rmtree(a.data)
-    fork.rename(a.data)  # the disk image of before
-    with opened(a.data) as (log, tables, _):
-        churn = Churn(log, 10)
-        churn.born = 90_000
-        run(log, tables, churn, 2)
-    other = a.send("3x", to="b")
-    [taken] = b.take(third)
-    assert taken.is_news
-    before = contents(b.picture(a))
-    with pytest.raises(BundleError, match="another bundle 3 of a has been taken in"):
-        b.take(other)
-    ran = CliRunner().invoke(cli, ["bundle", "restart", "b", "--yes", "--data", str(a.data)])
-    assert ran.exit_code == 0, ran.output
-    anew = a.send("4", to="b")
-    with pytest.raises(StoreCorrupt, match="does not go on from the picture of a"):
-        b.take(anew)  # even so the log does not follow
-    assert contents(b.picture(a)) == before
-    ran = CliRunner().invoke(cli, ["bundle", "forget", "a", "--yes", "--data", str(b.data)])
-    assert ran.exit_code == 0, ran.output
-    b.take(anew)
-    assert contents(b.picture(a)) == contents(a.data)
-
-
-def test_what_was_cut_off_in_the_middle_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sealed, "FRAME_BYTES", 700)
-    with two(tmp_path, 7) as (a, b, move):
-        first = a.send("1", to="b")
-        for _ in range(4):
-            move("moves", 0)
-        second = a.send("2", to="b")
-    b.take(first)
-    stops = 0
-
-    class Cut(Exception):
-        pass
-
-    def stop(what: str, size: int) -> None:
-        if what == "taken in":
-            raise Cut
-
-    while True:
-        with book_of(b.data) as pages:
-            receiver = Receiver(b.data, "b", pages, b.carry, Ways(), NOW_NS, DAY_NS, stop)
-            try:
-                receiver.take_in(second)
-                break
-            except Cut:
-                stops += 1
-        with opened(b.picture(a)) as (log, _, _):  # it holds together
-            assert log.state().last_seq
-    assert stops > 4
-    assert contents(b.picture(a)) == contents(a.data)
-
-
 # -------------------------------------------------------------------------------------- commands
 
 
@@ -368,44 +204,29 @@ def test_commands_left_out_stay_left_out(tmp_path: Path) -> None:
     assert [body for _, body, _ in b.done] == [b'{"name":"n2"}']
 
 
-def test_an_import_that_was_cut_off_repeats_only_what_the_key_makes_harmless(
-    tmp_path: Path,
-) -> None:
-    with two(tmp_path, 11) as (a, b, _):
-        path = a.send("1", to="b", orders=tuple(order(n) for n in range(150)))
-    b.breaks_at = 100
-    with pytest.raises(BundleError, match="the node is gone"):
-        b.take(path)
-    assert read_book(b.data).incoming[a.head.chain].orders == 64
-    b.breaks_at = None
-    saved = tmp_path / "saved"
-    shutil.copytree(b.data, saved)
-    b.take(path, utc_ns=NOW_NS + HOUR_NS)
-    assert len({idem for _, _, idem in b.done}) == 150
-    assert len(b.done) == 150 + 36  # with the same keys: the node answers them from its notes
-    b.take(path)
-    assert len(b.done) == 150 + 36
-    shutil.rmtree(b.data)
-    saved.rename(b.data)
-    with pytest.raises(BundleError, match=r"cut off at command 64, longer ago .* --accept-repeat"):
-        b.take(path, utc_ns=NOW_NS + 2 * DAY_NS)
-    with pytest.raises(BundleError, match="longer ago"):
-        b.take(path, utc_ns=NOW_NS - HOUR_NS)  # the clock was put back: nobody knows
-    b.take(path, utc_ns=NOW_NS + 2 * DAY_NS, ways=Ways(accept_repeat=True))
-    assert len({idem for _, _, idem in b.done}) == 150
+def test_a_command_that_has_expired_is_refused_by_itself(tmp_path: Path) -> None:
+    line = b'{"op":"timer.cancel","body":{"name":"n1"}}'
+    until = format_instant(NOW_NS + HOUR_NS)
+    with two(tmp_path, 19) as (a, b, _):
+        lost = a.send("1", to="b", orders=tuple(read_orders([line], until)))
+        again = a.send("2", to="b", since="start", orders=(order(2),))
+    [taken] = b.take(again, utc_ns=NOW_NS + 2 * HOUR_NS)
+    assert [each["code"] for each in taken.refused] == ["deadline_exceeded"]
+    assert [body for _, body, _ in b.done] == [b'{"name":"n2"}'], "it expires when it is sent again"
+    assert not b.take(lost, utc_ns=NOW_NS)[0].is_news
+    with pytest.raises(BundleError, match="line 1: expires_at"):
+        read_orders([line[:-1] + b',"expires_at":"soon"}'])
 
 
 def test_who_may_not_command_is_refused(tmp_path: Path) -> None:
     with two(tmp_path, 12) as (a, b, _):
-        path = a.send("1", to="b", orders=(order(1),), valid_ns=HOUR_NS)
+        path = a.send("1", to="b", orders=(order(1),))
     b.trusts(a)
     with pytest.raises(BundleError, match="a may not command this node"):
         b.take(path)
     assert not b.picture(a).exists(), "nothing half done"
     b.trusts(a, may_command=True)
-    with pytest.raises(BundleError, match="were to be carried out by"):
-        b.take(path, utc_ns=NOW_NS + 2 * HOUR_NS)
-    b.take(path, utc_ns=NOW_NS + 2 * HOUR_NS, ways=Ways(log_only=True))
+    b.take(path, ways=Ways(log_only=True))
     assert b.picture(a).exists()
     assert not b.done
     b.take(path)
@@ -450,24 +271,14 @@ def test_commands_without_a_recipient_and_unknown_ones_are_refused(tmp_path: Pat
         assert len(read_book(a.data).outgoing[""].sent) == 1
 
 
-def test_a_bundle_that_was_not_put_is_put_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after a crash between the book and the rename: its commands are not given twice."""
-    with two(tmp_path, 14) as (a, b, _):
-        target = tmp_path / "x"
-        with monkeypatch.context() as cut:
-            cut.setattr(Writer, "leave", lambda writer: writer._file.close())
-            cut.setattr(sending, "put", _interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                a.send("x", to="b", orders=(order(1),))
-        assert not target.exists()
-        assert len(read_book(a.data).outgoing["b"].sent) == 1
-        assert a.send("x", to="b", orders=(order(1),)) == target
-        assert len(read_book(a.data).outgoing["b"].sent) == 1
-    b.take(target)
-    assert len(b.done) == 1
-
-
-def _interrupted(path: Path) -> None:
-    raise KeyboardInterrupt
+def test_a_wrong_configuration_and_a_later_book_are_told(tmp_path: Path) -> None:
+    site = Site(tmp_path, "a")
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[log]\nretention = 3\n")
+    words = ["bundle", "import", "x", "--data", str(site.data)]
+    ran = CliRunner().invoke(cli, [*words, "--config", str(wrong)])
+    assert ran.exit_code == 78
+    assert "write a duration" in ran.output
+    (site.data / "bundles/book.json").write_text('{"format": 2}')
+    with pytest.raises(BundleError, match="format 2, newer than 1; upgrade"):
+        read_book(site.data)

@@ -26,7 +26,7 @@ def new_key(folder: Path, node: str) -> SecretKey:
 
 
 def head_of(key: SecretKey, to: str = "") -> Head:
-    nothing = OrdersPart(0, 0, "")
+    nothing = OrdersPart(0, 0)
     return Head(
         1, "0.1", key.node, key.public.fingerprint, to, "c" * 32, 1, "", MADE_AT, 1, None, None, 0,
         nothing, [],

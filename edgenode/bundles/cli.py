@@ -13,6 +13,7 @@ import click
 FAILED = 1
 # Makes what sends commands to the node that serves from a data directory, and closes it after.
 CarrierOf = Callable[[Path], Any]
+LoadConfig = Callable[[str | None, dict[str, str]], Any]
 
 _data = click.option("--data", metavar="DIR", help="Data directory of this node, as for run.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -159,7 +160,7 @@ def bundle() -> None:
     type=click.File("rb"),
     help='Commands for NODE, one a line: {"op": "timer.schedule", "body": {...}}.',
 )
-@click.option("--valid-for", metavar="TIME", help="Commands are not carried out later than that.")
+@click.option("--valid-for", metavar="TIME", help="These are not carried out later than that.")
 @click.option("--without-log", is_flag=True, help="Commands alone: tell nothing of this node.")
 @click.option("--plain", is_flag=True, help="Sign it, but do not encrypt it.")
 @_json
@@ -180,20 +181,22 @@ def bundle_export(
         from edgenode.bundles.orders import read_orders
         from edgenode.offline import in_the_background, progress_shown
         from engine.clock import OsClock
-        from minoots.wire.times import parse_duration
+        from minoots.wire.times import format_instant, parse_duration
 
         try:
             valid_ns = parse_duration(valid_for) if valid_for else 0
         except ValueError as error:
             raise click.UsageError(f"--valid-for: {error}") from error
-        orders = tuple(read_orders(commands)) if commands is not None else ()
-        wish = send.Wish(to, since, orders, valid_ns, with_log=not without_log, encrypted=not plain)
+        utc_ns = OsClock().utc_ns()
+        until = format_instant(utc_ns + valid_ns) if valid_ns else ""
+        orders = tuple(read_orders(commands or (), until))
+        wish = send.Wish(to, since, orders, with_log=not without_log, encrypted=not plain)
         with in_the_background():
-            head = send.send(_place(data), Path(target), wish, OsClock().utc_ns(), progress_shown())
+            head = send.send(_place(data), Path(target), wish, utc_ns, progress_shown())
         click.echo(send.as_json(head) if as_json else f"{target}: {send.describe(head)}")
 
 
-def _import_with(carrier_of: CarrierOf) -> click.Command:
+def _import_with(carrier_of: CarrierOf, load: LoadConfig) -> click.Command:
     @click.command("import")
     @click.argument("files", metavar="FILE...", nargs=-1, required=True)
     @_data
@@ -222,7 +225,8 @@ def _import_with(carrier_of: CarrierOf) -> click.Command:
             from edgenode.bundles.receive import Ways
 
             ways = Ways(accept_gap, accept_repeat, log_only)
-            _import(_place(data), files, ways, config, carrier_of, as_json)
+            keep_ns = load(config, {}).log.idem_keep
+            _import(_place(data), files, ways, keep_ns, carrier_of, as_json)
 
     return command
 
@@ -231,21 +235,17 @@ def _import(
     place: Path,
     files: tuple[str, ...],
     ways: Any,
-    config: str | None,
+    keep_ns: int,
     carrier_of: CarrierOf,
     as_json: bool,
 ) -> None:
-    import os
-
     from edgenode.backup import node_id_of
     from edgenode.bundles.book import book_of
     from edgenode.bundles.keys import BundleError
     from edgenode.bundles.receive import Receiver, in_order
-    from edgenode.config import config_file, load
     from edgenode.offline import progress_shown
     from engine.clock import OsClock
 
-    keep_ns = load(config_file(config), os.environ, {}).log.idem_keep
     with book_of(place) as pages, carrier_of(place) as carry:
         utc_ns = OsClock().utc_ns()
         shown = progress_shown()
@@ -290,7 +290,7 @@ def _told(taken: Any) -> str:
 def bundle_show(file: Path, data: str | None, as_json: bool) -> None:
     """What a bundle says of itself, if its signature is good."""
     with _telling():
-        from edgenode.bundles.keys import BundleError, Keyring
+        from edgenode.bundles.keys import BundleError, Keyring, Peer
         from edgenode.bundles.sealed import verify
         from edgenode.bundles.send import as_json as text_of
         from edgenode.bundles.send import describe
@@ -298,8 +298,6 @@ def bundle_show(file: Path, data: str | None, as_json: bool) -> None:
         keyring = Keyring(_place(data))
         peers = keyring.peers()
         if keyring.has_own():
-            from edgenode.bundles.keys import Peer
-
             own = keyring.own().public
             peers[own.node] = Peer(own, False)
         try:
@@ -370,7 +368,8 @@ def bundle_restart(node: str, data: str | None, yes: bool) -> None:
         click.echo(f"{len(chain.orders)} commands are dropped; the next bundle begins a new chain")
 
 
-def commands(carrier_of: CarrierOf) -> tuple[click.Command, ...]:
-    """The two groups; carrier_of: how commands reach our own node."""
-    bundle.add_command(_import_with(carrier_of))
+def commands(carrier_of: CarrierOf, load: LoadConfig) -> tuple[click.Command, ...]:
+    """The two groups. carrier_of: how commands reach our own node; load: how its configuration is
+    read, or the program ends."""
+    bundle.add_command(_import_with(carrier_of, load))
     return bundle, keys
