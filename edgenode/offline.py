@@ -46,8 +46,9 @@ def reindex(data_dir: Path, *, tables: bool, accept_loss: bool = False) -> int:
         click.echo(f"minoots: {data_dir} is not there; give --data", err=True)
         return 1
     try:
-        with renewed_tables(data_dir) if tables else nullcontext(False) as renewed:
-            applied = _reindex(data_dir, rebuild=tables and not renewed, accept_loss=accept_loss)
+        aside = renewed_tables(data_dir, accept_loss=accept_loss)
+        with aside if tables else nullcontext(False) as renewed:
+            applied = _reindex(data_dir, tables=tables, renewed=renewed, accept_loss=accept_loss)
     except EngineError as error:
         click.echo(f"minoots: {error}", err=True)
         return 1
@@ -57,11 +58,11 @@ def reindex(data_dir: Path, *, tables: bool, accept_loss: bool = False) -> int:
     return 0
 
 
-def _reindex(data_dir: Path, *, rebuild: bool, accept_loss: bool) -> Applied | None:
+def _reindex(data_dir: Path, *, tables: bool, renewed: bool, accept_loss: bool) -> Applied | None:
     """How far the tables are then; None if it was refused."""
-    log, stored = open_store(data_dir)
+    log, stored = open_store(data_dir, renewed=renewed)
     try:
-        if rebuild:
+        if tables:
             first_seq = log.state().first_seq
             if first_seq > 1 and not accept_loss:
                 click.echo(

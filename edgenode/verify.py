@@ -48,6 +48,7 @@ def verify_store(data_dir: Path, progress: Progress) -> Verified:
     with hold(data_dir):
         files = StoreFiles(data_dir)
         try:
+            files.check_pages()
             ends, standing = files.ends(), files.standing()
             receipts_from = files.first_receipt() or ends.last_seq + 1
             audit = Audit(max(ends.first_seq, 1), receipts_from=receipts_from)

@@ -46,7 +46,9 @@ cdef int write_job(
 cdef int check_seal(uint64_t number, const Val* data) noexcept nogil
 cdef int check_event(uint64_t seq, const Val* data) noexcept nogil
 cdef int check_receipt(const Val* key, const Val* data) noexcept nogil
-cdef int seek_receipt(void* cursor, uint64_t seq, Val* key, Val* data) noexcept nogil
+cdef int seek_receipt(
+    void* cursor, uint64_t seq, size_t page_bytes, Val* key, Val* data
+) noexcept nogil
 cdef uint64_t key_of(const Val* key) noexcept nogil
 cdef bint lies_inside(void* txn, Dbi dbi, uint64_t seq) noexcept nogil
 cdef int trim(void* txn, const LogDbs* dbs, Job* job) noexcept nogil

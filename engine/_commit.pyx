@@ -20,6 +20,7 @@ from engine._lmdb cimport (
     Val,
     lm,
 )
+from engine._pages cimport goes_on
 from engine._record cimport (
     RECEIPT_SEED,
     RECORD_VERSION,
@@ -69,12 +70,15 @@ cdef int check_receipt(const Val* key, const Val* data) noexcept nogil:
     return 0
 
 
-cdef int seek_receipt(void* cursor, uint64_t seq, Val* key, Val* data) noexcept nogil:
+cdef int seek_receipt(
+    void* cursor, uint64_t seq, size_t page_bytes, Val* key, Val* data
+) noexcept nogil:
     """Go to the first receipt from `seq` on; LMDB's error number or DAMAGED.
 
     Not every event has one, so a missing one tells nothing. But a damaged key stays where it was:
     the one before is checked too. And where a key of the pages above is damaged the search ends in
-    the wrong page: what is found there is below `seq`, or what is before it is not.
+    the wrong page: what is found there is below `seq`, or what is before it is not. Nor may the
+    pages of the two hide one.
     """
     cdef uint64_t wanted = big_endian(seq)
     key.size, key.at = 8, &wanted
@@ -82,11 +86,15 @@ cdef int seek_receipt(void* cursor, uint64_t seq, Val* key, Val* data) noexcept 
     cdef int before = lm.cursor_get(cursor, key, data, PREV if rc == 0 else LAST)
     if before == 0 and (check_receipt(key, data) or key_of(key) >= seq):
         return DAMAGED
+    if before == 0 and not goes_on(NULL, key, page_bytes):
+        return DAMAGED
     if rc or before not in (0, NOTFOUND):
         return rc or before
     key.size, key.at = 8, &wanted
     rc = lm.cursor_get(cursor, key, data, SET_RANGE)
-    return DAMAGED if rc == 0 and key_of(key) < seq else rc
+    if rc == 0 and (key_of(key) < seq or not goes_on(NULL, key, page_bytes)):
+        return DAMAGED
+    return rc
 
 
 cdef int by_seq(const void* a, const void* b) noexcept nogil:
@@ -311,16 +319,16 @@ cdef int trim_seals(void* txn, Dbi dbi, uint64_t below, uint32_t budget) noexcep
 
 
 cdef bint lies_inside(void* txn, Dbi dbi, uint64_t seq) noexcept nogil:
-    """Whether `seq` lies between the first and the last key, so that it should be there."""
+    """Whether `seq` is not below the first key nor above the last, so that it should be there."""
     cdef Val key, data
     cdef void* cursor
     cdef bint inside = True
     if lm.cursor_open(txn, dbi, &cursor):
         return True
     cdef int rc = lm.cursor_get(cursor, &key, &data, FIRST)
-    if rc == NOTFOUND or (rc == 0 and key_of(&key) >= seq):
+    if rc == NOTFOUND or (rc == 0 and key_of(&key) > seq):
         inside = False
     elif rc == 0 and lm.cursor_get(cursor, &key, &data, LAST) == 0:
-        inside = seq < key_of(&key)
+        inside = seq <= key_of(&key)
     lm.cursor_close(cursor)
     return inside

@@ -46,6 +46,7 @@ from engine._lmdb cimport (
     check,
     lm,
 )
+from engine._pages cimport goes_on
 from engine._record cimport (
     DONE_SEED,
     DUE_SEED,
@@ -137,6 +138,11 @@ cdef class StoreFiles:
         if self.tables_env is not None:
             self.tables_env.release()
         self.log_env = self.tables_env = None
+
+    def check_pages(self) -> None:
+        """Raise StoreCorrupt if pages of the files do not hold together; reads all of both."""
+        self.log_env.check_pages(True)
+        self.tables_env.check_pages(True)
 
     def standing(self):
         """How far the tables are: `record.Standing`. Raises StoreCorrupt."""
@@ -286,6 +292,7 @@ cdef class StoreFiles:
         cdef Dbi dbi = self.dbs.timers
         if which != TIMER:
             dbi = self.dbs.done if which == DONE else self.dbs.notes
+        cdef const void* before = NULL
         self.used = self.count = 0
         memset(self.last, 0, 16)
         memcpy(self.last, <char*>after, min(<size_t>16, <size_t>len(after)))
@@ -297,7 +304,8 @@ cdef class StoreFiles:
                 if rc == 0 and begun and key.size == 16 and not memcmp(key.at, self.last, 16):
                     rc = lm.cursor_get(cursor, &key, &data, NEXT)
                 while rc == 0 and self.used < most:
-                    rc = self.add_row(which, &key, &data)
+                    rc = self.add_row(which, before, &key, &data)
+                    before = key.at
                     rc = rc or lm.cursor_get(cursor, &key, &data, NEXT)
         finally:
             self.tables_env.end_cursor(cursor)
@@ -306,7 +314,9 @@ cdef class StoreFiles:
         last = b"" if rc == NOTFOUND else PyBytes_FromStringAndSize(<char*>self.last, 16)
         return items, self.count, last
 
-    cdef int add_row(self, Table which, const Val* key, const Val* data) noexcept nogil:
+    cdef int add_row(
+        self, Table which, const void* before, const Val* key, const Val* data
+    ) noexcept nogil:
         cdef int wrong = -1
         if key.size == 16:
             if which == TIMER:
@@ -315,7 +325,7 @@ cdef class StoreFiles:
                 wrong = check_cell(DONE_SEED, key, data)
             else:
                 wrong = check_note(key, data)
-        if wrong:
+        if wrong or not goes_on(before, key, self.tables_env.page_bytes):
             return self.found_bad(which, 0)
         memcpy(self.last, key.at, 16)
         self.count += 1

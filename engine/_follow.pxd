@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint64_t
 from engine._fold cimport Fold, Standing, TableDbs
 from engine._lmdb cimport Environment
 from engine._log cimport LmdbLog
-from engine._slice cimport Fault, Slice
+from engine._slice cimport Fault, Slice, Wrong
 from engine._threads cimport pthread_cond_t, pthread_mutex_t
 
 cdef class Follower:
@@ -32,6 +32,8 @@ cdef class Follower:
     cdef Fold fold
     cdef Fault trouble              # becomes `fault` when it is published
     cdef uint64_t used
+    cdef void* look_txn             # ... and of the tables
+    cdef int64_t look_every_ns, looked_ns
     cdef uint64_t piece_entries     # events of the next piece
     cdef int64_t commit_ns          # what the last commit took
     # The caller's.
@@ -54,6 +56,8 @@ cdef class Follower:
     cdef bint is_resting(self) noexcept nogil
     cdef void learn(self, uint64_t entries) noexcept nogil
     cdef bint expiry_is_due(self) noexcept nogil
+    cdef bint look_is_due(self) noexcept nogil
+    cdef int look(self, Environment env, void* reader, Wrong what) noexcept nogil
     cdef int make_slice(
         self, uint64_t to_commit, uint64_t entries, Standing* standing
     ) noexcept nogil

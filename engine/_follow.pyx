@@ -10,6 +10,8 @@ pieces: PIECE_MAX events, fewer where that takes longer than COMMIT_NS; and they
 the time in which the slice came together. Large ones dirty fewer pages: where `slice_entries` wait,
 or there is a hurry, whole slices are written without rest.
 
+Once an hour it looks whether the pages of both files hold together (`_pages.pyx`).
+
 It must never read more of the log than `follow` said is durable, and never forget a finished timer
 whose last event the log still holds. Like the log's, it stops for good at an error.
 """
@@ -42,11 +44,16 @@ from engine._lmdb cimport (
     lm,
 )
 from engine._log cimport LmdbLog
+from engine._pages cimport Check
 from engine._slice cimport (
+    LOG_PAGE_DAMAGED,
     LOG_UNREADABLE,
     RIGHT,
+    TABLES_PAGE_DAMAGED,
     TABLES_UNWRITABLE,
     Fault,
+    Wrong,
+    exception_of,
     slice_clear,
     slice_free,
     slice_gather,
@@ -58,10 +65,10 @@ from engine._threads cimport (
     CLOCK_MONOTONIC,
     EFD_CLOEXEC,
     EFD_NONBLOCK,
-    clock_gettime,
     eventfd,
     eventfd_read,
     eventfd_write,
+    monotonic_ns,
     pthread_cond_destroy,
     pthread_cond_init,
     pthread_cond_signal,
@@ -78,7 +85,7 @@ from engine._threads cimport (
 )
 from engine._threads cimport close as close_fd
 
-from engine.errors import StoreCorrupt, StoreFailed, StoreTooNew
+from engine.errors import StoreCorrupt
 from engine.store import Applied
 from engine.threads import block_signals
 
@@ -89,32 +96,6 @@ cdef enum:
     PIECE_MIN = 2_048     # below, a piece dirties nearly as many pages as it has events
     COMMIT_NS = 8_000_000
     SWEEP_LOOKS = 4096    # notes that a sweep looks at, or a 64th of all of them if that is more
-
-# By Wrong: what is raised, and what it says of the event or commit {0}, or of the timer {1}.
-WRONGS = (
-    (None, ""),
-    (StoreFailed, "the tables cannot read the log"),
-    (StoreCorrupt, "the seal of commit {0} is damaged; restore from a backup"),
-    (StoreCorrupt, "the seal of commit {0} is missing from the log; restore from a backup"),
-    (StoreCorrupt, "event {0} does not agree with its checksum; restore from a backup"),
-    (StoreCorrupt, "event {0} is missing from the log; restore from a backup"),
-    (StoreTooNew, "event {0} has a newer record version; upgrade minoots"),
-    (StoreCorrupt, "an idempotency note does not agree with its checksum"),
-    (StoreFailed, "the tables cannot be written"),
-    (StoreCorrupt, "the row of timer {1} does not agree with its checksum"),
-    (StoreCorrupt, "the row of timer {1} is missing"),
-    (StoreCorrupt, "the due row of timer {1} is missing; rebuild the due index"),
-    (StoreCorrupt, "the name row of timer {1} is missing; rebuild the due index"),
-    (StoreCorrupt, "the row of the finished timer {1} does not agree with its checksum"),
-    (StoreFailed, "there is no memory for a slice of the tables"),
-)
-
-
-cdef int64_t monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
-
 
 @cython.final
 cdef class Follower:
@@ -127,6 +108,7 @@ cdef class Follower:
         uint64_t slice_entries,
         int64_t slice_age_ns,
         size_t map_bytes,
+        int64_t look_every_ns,
     ):
         cdef pthread_condattr_t attributes
         self.event_fd = -1
@@ -135,6 +117,7 @@ cdef class Follower:
         pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
         pthread_cond_init(&self.wake, &attributes)
         self.slice_entries, self.slice_age_ns = slice_entries, slice_age_ns
+        self.look_every_ns, self.looked_ns = look_every_ns, monotonic_ns()
         self.piece_entries = min(<uint64_t>PIECE_MAX, slice_entries)
         self.env = Environment(path, map_bytes)
         names = (b"meta", b"timers", b"due", b"names", b"done", b"notes")
@@ -149,6 +132,8 @@ cdef class Follower:
             lm.txn_begin(self.log_env.env, NULL, RDONLY, &self.log_txn), "cannot read the log"
         )
         lm.txn_reset(self.log_txn)
+        check(lm.txn_begin(self.env.env, NULL, RDONLY, &self.look_txn), f"cannot read {path}")
+        lm.txn_reset(self.look_txn)
         self.log_env.acquire()
         self.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.event_fd < 0:
@@ -216,6 +201,7 @@ cdef class Follower:
         self.thread.join()
         self.thread = None
         lm.txn_abort(self.log_txn)
+        lm.txn_abort(self.look_txn)
         self.log_env.release()
         self.env.release()
         return 0
@@ -232,11 +218,7 @@ cdef class Follower:
         pthread_mutex_unlock(&self.lock)
         if fault.wrong == RIGHT:
             return 0
-        kind, text = WRONGS[<int>fault.wrong]
-        if fault.rc and kind is StoreFailed:
-            raise error_of(self.env.fd, fault.rc, text)
-        id = bytes([fault.id[i] for i in range(16)])
-        raise kind(text.format(fault.number, id.hex()))
+        raise exception_of(&fault, self.env.fd)
 
     # The thread.
 
@@ -262,7 +244,11 @@ cdef class Follower:
             if not slice:
                 self.sweep = False
             pthread_mutex_unlock(&self.lock)
-            if slice:
+            if self.look_is_due():
+                self.looked_ns = monotonic_ns()
+                rc = self.look(self.env, self.look_txn, TABLES_PAGE_DAMAGED)
+                rc = rc or self.look(self.log_env, self.log_txn, LOG_PAGE_DAMAGED)
+            elif slice:
                 rc = self.make_slice(to_commit, entries, &standing)
             else:
                 rc = self.make_expiry(below, before_ns, &standing)
@@ -281,6 +267,8 @@ cdef class Follower:
         cdef int64_t until_ns
         while not self.stop:
             if (self.slice_is_due() and not self.is_resting()) or self.expiry_is_due():
+                return True
+            if self.look_is_due():
                 return True
             if self.followed_commit > self.standing.commit:
                 until_ns = self.waiting_since_ns + self.slice_age_ns
@@ -312,6 +300,19 @@ cdef class Follower:
 
     cdef bint expiry_is_due(self) noexcept nogil:
         return self.sweep or min(self.expire_below, self.standing.seq) > self.standing.done_below
+
+    cdef bint look_is_due(self) noexcept nogil:
+        return monotonic_ns() - self.looked_ns >= self.look_every_ns
+
+    cdef int look(self, Environment env, void* reader, Wrong what) noexcept nogil:
+        """Whether the pages of a file still hold together, as they did when it was opened."""
+        cdef Check check
+        cdef int rc = lm.txn_renew(reader)
+        if rc:
+            return wrong(&self.trouble, LOG_UNREADABLE, rc, 0)
+        rc = env.look(reader, False, &check)
+        lm.txn_reset(reader)
+        return wrong(&self.trouble, what, 0, check.page) if rc else 0
 
     cdef int make_slice(
         self, uint64_t to_commit, uint64_t entries, Standing* standing
@@ -391,8 +392,7 @@ cdef class Follower:
             rc = lm.txn_commit(self.fold.txn)
             self.commit_ns += monotonic_ns()
         slice_clear(&self.piece)
-        # Both files were read from end to end; their pages need not count as ours.
-        self.env.drop_pages()
+        self.env.drop_pages()  # both files were read from end to end: they need not count as ours
         self.log_env.drop_pages()
         return wrong(&self.trouble, TABLES_UNWRITABLE, rc, 0) if rc else 0
 
@@ -424,7 +424,7 @@ cdef class Follower:
         cdef void* txn = self.env.begin_read()
         lm.stat(txn, self.dbs.timers, &timers)
         lm.stat(txn, self.dbs.notes, &notes)
-        self.bytes_used = self.env.used_bytes(txn, TABLES_DATABASES)
+        self.bytes_used = self.used = self.env.used_bytes(txn, TABLES_DATABASES)
         self.env.end_read()
         if found is None:
             self.standing.done_below = 1

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
+from engine._pages cimport Check
+
 ctypedef unsigned int Dbi
 
 cdef struct Val:
@@ -71,6 +73,7 @@ cdef struct Api:
     void (*txn_abort)(void* txn) noexcept nogil
     void (*txn_reset)(void* txn) noexcept nogil
     int (*txn_renew)(void* txn) noexcept nogil
+    size_t (*txn_id)(void* txn) noexcept nogil
     int (*dbi_open)(void* txn, const char* name, unsigned int flags, Dbi* dbi) noexcept nogil
     int (*stat)(void* txn, Dbi dbi, Stat* stat) noexcept nogil
     int (*drop)(void* txn, Dbi dbi, int del_) noexcept nogil
@@ -98,11 +101,16 @@ cdef class Environment:
     cdef bint readonly
     cdef readonly str path
 
+    cdef int check_heads(self, str data) except -1
     cdef int sync_heads(self) except -1
+    cdef int check_pages(self, bint deep = *) except -1
+    cdef int look(self, void* reader, bint deep, Check* check) noexcept nogil
+    cdef object damaged(self, const Check* check)
     cdef list open_dbs(self, tuple names, int format_version)
     cdef int stamp(self, Dbi meta, int format_version) except -1
     cdef int write_stamp(self, Dbi meta, int format_version, int epoch) except -1
     cdef object read(self, Dbi dbi, bytes name)
+    cdef bint find(self, void* cursor, Val* key, Val* data) except -1
     cdef int write(self, Dbi dbi, bytes name, bytes value) except -1
     cdef void* begin_read(self) except NULL
     cdef void end_read(self) noexcept nogil

@@ -25,7 +25,9 @@ from posix.dlfcn cimport RTLD_LAZY, dlerror, dlopen, dlsym
 
 from libc.errno cimport EDQUOT, EFBIG, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
+from libc.string cimport memset
 
+from engine._pages cimport Check, check_heads, check_trees, goes_on, is_within
 from engine._threads cimport MADV_DONTNEED, madvise
 
 from engine.errors import StoreCorrupt, StoreFailed, StoreFull, StoreTooNew
@@ -61,6 +63,7 @@ STAMP = struct.Struct("<IIQ")  # checksum, format version, epoch
 cdef enum:
     FULL_BYTES = 0x10_0000  # an EIO with less room than this means that it is full
     META_PAGES = 2
+    LOOKS_MAX = 64       # at a file whose head is overwritten meanwhile
 
 _opened = set()  # of (device, inode): one environment, one opening
 
@@ -97,6 +100,7 @@ cdef int load() except -1:
     lm.txn_abort = <void (*)(void*) noexcept nogil>find(so, b"txn_abort")
     lm.txn_reset = <void (*)(void*) noexcept nogil>find(so, b"txn_reset")
     lm.txn_renew = <int (*)(void*) noexcept nogil>find(so, b"txn_renew")
+    lm.txn_id = <size_t (*)(void*) noexcept nogil>find(so, b"txn_id")
     load_data(so)
     return 0
 
@@ -107,12 +111,15 @@ cdef int load_data(void* so) except -1:
     )
     lm.stat = <int (*)(void*, Dbi, Stat*) noexcept nogil>find(so, b"stat")
     lm.drop = <int (*)(void*, Dbi, int) noexcept nogil>find(so, b"drop")
-    lm.get = <int (*)(void*, Dbi, Val*, Val*) noexcept nogil>find(so, b"get")
+    global _get, _cursor_get
+    _get = <int (*)(void*, Dbi, Val*, Val*) noexcept nogil>find(so, b"get")
+    lm.get = get_within
     lm.put = <int (*)(void*, Dbi, Val*, Val*, unsigned int) noexcept nogil>find(so, b"put")
     lm.delete = <int (*)(void*, Dbi, Val*, Val*) noexcept nogil>find(so, b"del")
     lm.cursor_open = <int (*)(void*, Dbi, void**) noexcept nogil>find(so, b"cursor_open")
     lm.cursor_close = <void (*)(void*) noexcept nogil>find(so, b"cursor_close")
-    lm.cursor_get = <int (*)(void*, Val*, Val*, int) noexcept nogil>find(so, b"cursor_get")
+    _cursor_get = <int (*)(void*, Val*, Val*, int) noexcept nogil>find(so, b"cursor_get")
+    lm.cursor_get = cursor_get_within
     lm.cursor_put = <int (*)(void*, Val*, Val*, unsigned int) noexcept nogil>find(
         so, b"cursor_put"
     )
@@ -127,6 +134,27 @@ cdef int load_data(void* so) except -1:
 
 
 load()
+
+
+# What is called instead of two of LMDB's functions: a damaged size must not lead behind the file.
+
+cdef int (*_get)(void*, Dbi, Val*, Val*) noexcept nogil
+cdef int (*_cursor_get)(void*, Val*, Val*, int) noexcept nogil
+cdef size_t page_bytes_max = 0      # of the files opened up to now: data of half of it is in no leaf
+
+
+cdef int get_within(void* txn, Dbi dbi, Val* key, Val* data) noexcept nogil:
+    cdef int rc = _get(txn, dbi, key, data)
+    if rc == 0 and data.size > page_bytes_max // 2 and not is_within(data, page_bytes_max):
+        return CORRUPTED
+    return rc
+
+
+cdef int cursor_get_within(void* cursor, Val* key, Val* data, int op) noexcept nogil:
+    cdef int rc = _cursor_get(cursor, key, data, op)
+    if rc == 0 and data.size > page_bytes_max // 2 and not is_within(data, page_bytes_max):
+        return CORRUPTED
+    return rc
 
 
 cdef bint is_full(int fd, int rc) noexcept nogil:
@@ -185,6 +213,7 @@ cdef class Environment:
         check(lm.env_create(&self.env), f"cannot open {path}")
         check(lm.env_set_mapsize(self.env, map_bytes or <size_t>MAP_BYTES), f"cannot map {path}")
         check(lm.env_set_maxdbs(self.env, DATABASES_MAX), f"cannot open {path}")
+        self.check_heads(os.path.join(path, "data.mdb"))
         cdef bytes name = os.fsencode(path)
         cdef Stat stat
         cdef int rc = lm.env_open(self.env, name, NOTLS | (RDONLY if readonly else 0), MODE)
@@ -194,16 +223,76 @@ cdef class Environment:
         self.users = 1
         lm.env_get_fd(self.env, &self.fd)
         check(lm.env_stat(self.env, &stat), f"cannot read {path}")
+        global page_bytes_max
         self.page_bytes = stat.page_bytes
+        page_bytes_max = max(page_bytes_max, <size_t>stat.page_bytes)
         self.sync_heads()
         check(lm.txn_begin(self.env, NULL, RDONLY, &self.reader), f"cannot read {path}")
         lm.txn_reset(self.reader)
+        self.check_pages()
         self.map_at = <char*><size_t>_mapped_at(Path(path) / "data.mdb")
 
     def __dealloc__(self):
         if self.env is not NULL:
             self.users = 1
             self.release()
+
+    cdef int check_heads(self, str data) except -1:
+        """Raise StoreCorrupt if a head of the file is damaged: LMDB might take the other one, which
+        is a commit older, or follow it to nowhere."""
+        cdef Check check
+        cdef int fd
+        try:
+            fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise error_of(-1, error.errno, f"cannot open {self.path}") from error
+        try:
+            if os.fstat(fd).st_size:
+                memset(&check, 0, sizeof(Check))
+                check.fd = fd
+                if check_heads(&check, not self.readonly):
+                    raise self.damaged(&check)
+        finally:
+            os.close(fd)
+        return 0
+
+    cdef int check_pages(self, bint deep = False) except -1:
+        """Raise StoreCorrupt if pages do not hold together (`_pages.pyx`); for the thread that
+        reads. deep: the leaves are read, too."""
+        cdef Check check
+        cdef int rc
+        cdef void* reader = self.begin_read()
+        with nogil:
+            rc = self.look(reader, deep, &check)
+        self.end_read()
+        if rc:
+            raise self.damaged(&check)
+        return 0
+
+    cdef int look(self, void* reader, bint deep, Check* check) noexcept nogil:
+        """Fill `check` with what is wrong with the pages, -1 if something is. `reader`: a begun
+        transaction, which may be another one afterwards."""
+        cdef int looks, rc = 1
+        for looks in range(LOOKS_MAX):
+            memset(check, 0, sizeof(Check))
+            check.fd, check.page_bytes, check.deep = self.fd, self.page_bytes, deep
+            rc = check_trees(check, lm.txn_id(reader))
+            if rc <= 0:
+                return rc
+            lm.txn_reset(reader)
+            if lm.txn_renew(reader):
+                check.wrong = b"it cannot be read"
+                return -1
+        return 0  # commits are so fast that no head stands still: later
+
+    cdef object damaged(self, const Check* check):
+        tables = "run `minoots reindex --tables`, or " if self.path.endswith("tables") else ""
+        return StoreCorrupt(
+            f"page {check.page} of {self.path}/data.mdb is damaged: {check.wrong.decode()}; "
+            f"{tables}restore from a backup"
+        )
 
     cdef int sync_heads(self) except -1:
         """Bring the heads of a new file to disk before its first commit: LMDB syncs them with it, and
@@ -264,14 +353,24 @@ cdef class Environment:
         """The value of one key, None if it is not there."""
         cdef Val key, data
         key.size, key.at = len(name), <char*>name
-        cdef int rc = lm.get(self.begin_read(), dbi, &key, &data)
+        cdef void* cursor = self.begin_cursor(dbi)
         try:
-            if rc == NOTFOUND:
+            if not self.find(cursor, &key, &data):
                 return None
-            check(rc, f"cannot read {self.path}")
             return PyBytes_FromStringAndSize(<char*>data.at, data.size)
         finally:
-            self.end_read()
+            self.end_cursor(cursor)
+
+    cdef bint find(self, void* cursor, Val* key, Val* data) except -1:
+        """Go to `key`; whether it is there. A page that lists what was deleted is StoreCorrupt: a
+        checksum does not tell that."""
+        cdef int rc = lm.cursor_get(cursor, key, data, SET_KEY)
+        if rc == NOTFOUND:
+            return False
+        check(rc, f"cannot read {self.path}")
+        if not goes_on(NULL, key, self.page_bytes):
+            raise StoreCorrupt(f"a page of {self.path} does not list what is on it")
+        return True
 
     cdef int write(self, Dbi dbi, bytes name, bytes value) except -1:
         """Put one key, in a commit of its own."""

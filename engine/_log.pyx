@@ -56,6 +56,7 @@ from engine._lmdb cimport (
     error_of,
     lm,
 )
+from engine._pages cimport goes_on
 from engine._record cimport Cell, EventHead, Receipt, SealHead, big_endian
 from engine._threads cimport (
     EFD_CLOEXEC,
@@ -370,15 +371,17 @@ cdef class LmdbLog:
         state = self.state()
         cdef uint64_t seq = max(from_seq, <object>state.first_seq)
         cdef uint64_t last = min(to_seq, <object>state.last_seq)
+        cdef const void* before = NULL
         cdef int rc
         cdef void* cursor = self.env.begin_cursor(self.dbs.receipts)
         try:
-            rc = seek_receipt(cursor, seq, &key, &data)
+            rc = seek_receipt(cursor, seq, self.env.page_bytes, &key, &data)
             while rc == 0:
                 # Checked before its number is looked at: a damaged key must not end the walk.
                 rc = check_receipt(&key, &data)
-                if rc == 0 and key_of(&key) < seq:
-                    rc = DAMAGED  # the page above it is: it does not belong here
+                if rc == 0 and not goes_on(before, &key, self.env.page_bytes):
+                    rc = DAMAGED  # or the page above it: it does not belong here
+                before = key.at
                 if rc or key_of(&key) > last:
                     break
                 seq = key_of(&key) + 1

@@ -28,10 +28,9 @@ cdef struct Found:                  # rows that passed, in the map, valid while 
     bint damaged
 
 cdef int fill_filter(RowFilter* to, filter) except -1
-cdef bint follows(const void* before, const Val* key) noexcept nogil
 cdef int scan_rows(
     void* cursor, const RowFilter* filter, const void* after, uint64_t budget, size_t limit,
-    Found* found
+    size_t page_bytes, Found* found
 ) noexcept nogil
 
 cdef struct DueEntry:               # 24 bytes
@@ -48,5 +47,5 @@ cdef struct DueList:
 cdef DueKey due_begin(uint8_t scale, int64_t from_ns) noexcept nogil
 cdef int gather_due(
     void* cursor, const DueKey* begin, bint past, int64_t from_ns, int64_t to_ns, uint64_t budget,
-    DueList* list
+    size_t page_bytes, DueList* list
 ) noexcept nogil

@@ -11,6 +11,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from engine._fold cimport DueKey, check_cell, check_row, hour_of
 from engine._lmdb cimport FIRST, NEXT, NOTFOUND, SET_RANGE, Val, lm
+from engine._pages cimport goes_on
 from engine._record cimport (
     DUE_SEED,
     SCALE_STEADY,
@@ -81,17 +82,9 @@ cdef bint passes_text(const RowFilter* filter, const Val* data) noexcept nogil:
     return True
 
 
-cdef bint follows(const void* before, const Val* key) noexcept nogil:
-    """Whether `key` is above the one that was met before it (NULL: none was), of the same size.
-
-    Pages above the rows have no checksum: where one is damaged a walk comes to the wrong page.
-    """
-    return before is NULL or memcmp(before, key.at, key.size) < 0
-
-
 cdef int scan_rows(
     void* cursor, const RowFilter* filter, const void* after, uint64_t budget, size_t limit,
-    Found* found
+    size_t page_bytes, Found* found
 ) noexcept nogil:
     """Fill `found` from behind the id `after` (NULL: from the start) on. LMDB's error number."""
     cdef Val key, data
@@ -109,7 +102,7 @@ cdef int scan_rows(
     while rc == 0 and budget:
         if key.size == 16:
             memcpy(found.last, key.at, 16)
-        if key.size != 16 or check_row(key.at, &data) or not follows(before, &key):
+        if key.size != 16 or check_row(key.at, &data) or not goes_on(before, &key, page_bytes):
             found.damaged = True
             return 0
         before = key.at
@@ -147,7 +140,7 @@ cdef DueKey due_begin(uint8_t scale, int64_t from_ns) noexcept nogil:
 
 cdef int gather_due(
     void* cursor, const DueKey* begin, bint past, int64_t from_ns, int64_t to_ns, uint64_t budget,
-    DueList* list
+    size_t page_bytes, DueList* list
 ) noexcept nogil:
     """Fill `list` with the dues in [from_ns, to_ns), sorted; their ids as they stand in memory.
 
@@ -170,7 +163,7 @@ cdef int gather_due(
         if key.size != sizeof(DueKey) or check_cell(DUE_SEED, &key, &data):
             list.damaged = True
             return 0
-        if not follows(before, &key):
+        if not goes_on(before, &key, page_bytes):
             list.damaged = True
             return 0
         before = key.at

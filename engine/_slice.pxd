@@ -32,11 +32,13 @@ cdef enum Wrong:                    # what was wrong: an index into WRONGS
     NAME_MISSING
     DONE_DAMAGED
     NO_MEMORY
+    LOG_PAGE_DAMAGED
+    TABLES_PAGE_DAMAGED
 
 cdef struct Fault:
     Wrong wrong
     int rc                          # LMDB's or the system's error number, if it was that
-    uint64_t number                 # of the event or commit
+    uint64_t number                 # of the event, commit or page
     uint8_t[16] id                  # of the timer
 
 cdef struct Slice:
@@ -63,5 +65,6 @@ cdef void slice_sort(Slice* piece) noexcept nogil
 cdef void slice_clear(Slice* piece) noexcept nogil
 cdef void slice_free(Slice* piece) noexcept nogil
 cdef EventHead* slice_event(const Slice* piece, uint64_t at, size_t* size) noexcept nogil
+cdef object exception_of(const Fault* fault, int fd)
 cdef int wrong(Fault* fault, Wrong what, int rc, uint64_t number) noexcept nogil
 cdef void* grow(void* at, size_t* room, size_t count, size_t size) noexcept nogil

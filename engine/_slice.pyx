@@ -10,7 +10,7 @@ from libc.stdlib cimport free, qsort, realloc
 from libc.string cimport memcpy
 
 from engine._commit cimport LogDbs, check_event, check_seal, key_of
-from engine._lmdb cimport FIRST, NEXT, NOTFOUND, SET_KEY, Val, lm
+from engine._lmdb cimport FIRST, NEXT, NOTFOUND, SET_KEY, Val, error_of, lm
 from engine._record cimport (
     FLAG_IMAGE,
     RECORD_VERSION,
@@ -36,10 +36,43 @@ from engine._threads cimport (
     munmap,
 )
 
+from engine.errors import StoreCorrupt, StoreFailed, StoreTooNew
+
 cdef enum:
     ARENA_STEP = 0x100_0000     # bytes by which it grows: 16 MiB
     ARENA_FULL = 0x400_0000     # no further commit is begun once this much was copied
     FINISHED_MAX = 65_536       # events that one call looks at
+
+# By Wrong: what is raised, and what it says of the event, commit or page {0}, or of the timer {1}.
+WRONGS = (
+    (None, ""),
+    (StoreFailed, "the tables cannot read the log"),
+    (StoreCorrupt, "the seal of commit {0} is damaged; restore from a backup"),
+    (StoreCorrupt, "the seal of commit {0} is missing from the log; restore from a backup"),
+    (StoreCorrupt, "event {0} does not agree with its checksum; restore from a backup"),
+    (StoreCorrupt, "event {0} is missing from the log; restore from a backup"),
+    (StoreTooNew, "event {0} has a newer record version; upgrade minoots"),
+    (StoreCorrupt, "an idempotency note does not agree with its checksum"),
+    (StoreFailed, "the tables cannot be written"),
+    (StoreCorrupt, "the row of timer {1} does not agree with its checksum"),
+    (StoreCorrupt, "the row of timer {1} is missing"),
+    (StoreCorrupt, "the due row of timer {1} is missing; rebuild the due index"),
+    (StoreCorrupt, "the name row of timer {1} is missing; rebuild the due index"),
+    (StoreCorrupt, "the row of the finished timer {1} does not agree with its checksum"),
+    (StoreFailed, "there is no memory for a slice of the tables"),
+    (StoreCorrupt, "page {0} of the log does not go with the others; restore from a backup"),
+    (StoreCorrupt, "page {0} of the tables does not go with the others; run `minoots reindex "
+                   "--tables`, or restore from a backup"),
+)
+
+
+cdef object exception_of(const Fault* fault, int fd):
+    """What to raise for it. fd: of the tables' file."""
+    kind, text = WRONGS[<int>fault.wrong]
+    if fault.rc and kind is StoreFailed:
+        return error_of(fd, fault.rc, text)
+    id = bytes([fault.id[i] for i in range(16)])
+    return kind(text.format(fault.number, id.hex()))
 
 
 cdef int wrong(Fault* fault, Wrong what, int rc, uint64_t number) noexcept nogil:

@@ -5,6 +5,7 @@ from engine.store import Applied, Filter, LogState
 
 SLICE_ENTRIES: int
 SLICE_AGE_NS: int
+LOOK_EVERY_NS: int
 
 @final
 class LmdbTables:
@@ -16,6 +17,7 @@ class LmdbTables:
         slice_entries: int = 65536,
         slice_age_ns: int = 5000000000,
         map_bytes: int = 0,
+        look_every_ns: int = 3600000000000,
     ) -> LmdbTables: ...
     def applied(self) -> Applied: ...
     def follow(self, last_seq: int, commit: int, *, now: bool = False) -> None: ...

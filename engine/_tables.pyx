@@ -36,6 +36,7 @@ from engine._lmdb cimport (
     lm,
 )
 from engine._log cimport LmdbLog
+from engine._pages cimport goes_on
 from engine._record cimport DONE_SEED, DUE_SEED, Cell, big_endian
 from engine._scan cimport (
     DueList,
@@ -43,7 +44,6 @@ from engine._scan cimport (
     RowFilter,
     due_begin,
     fill_filter,
-    follows,
     gather_due,
     scan_rows,
 )
@@ -52,6 +52,7 @@ from engine.errors import StoreCorrupt
 
 SLICE_ENTRIES = 65_536
 SLICE_AGE_NS = 5_000_000_000
+LOOK_EVERY_NS = 3_600_000_000_000
 
 cdef enum:
     LOOKED_MAX = 65_536     # rows that scans may look at before the file's pages are let go
@@ -62,6 +63,7 @@ cdef class LmdbTables:
     """`Tables` and `TablesReader` over LMDB in the directory `path`, behind `log`.
 
     slice_entries, slice_age_ns: when a slice is made. map_bytes: address space, 0 for 1 TiB.
+    look_every_ns: how often the pages of both files are looked at.
     Raises StoreFull, StoreFailed, StoreCorrupt, StoreTooNew.
     """
 
@@ -78,8 +80,9 @@ cdef class LmdbTables:
         uint64_t slice_entries = SLICE_ENTRIES,
         int64_t slice_age_ns = SLICE_AGE_NS,
         size_t map_bytes = 0,
+        int64_t look_every_ns = LOOK_EVERY_NS,
     ):
-        self.follower = Follower(path, log, slice_entries, slice_age_ns, map_bytes)
+        self.follower = Follower(path, log, slice_entries, slice_age_ns, map_bytes, look_every_ns)
         self.env, self.dbs = self.follower.env, self.follower.dbs
 
     def applied(self):
@@ -126,25 +129,18 @@ cdef class LmdbTables:
 
     def done(self, bytes id not None) -> int:
         """See `store.TablesReader`."""
+        if self.env.read(self.dbs.timers, id) is not None:
+            return 0
         cdef Val key, data
-        cdef int rc
         key.size, key.at = len(id), <char*>id
-        cdef void* txn = self.env.begin_read()
+        cdef void* cursor = self.env.begin_cursor(self.dbs.done)
         try:
-            rc = lm.get(txn, self.dbs.timers, &key, &data)
-            if rc == 0:
-                return 0
-            if rc != NOTFOUND:
-                check(rc, "cannot read the timers")
-            rc = lm.get(txn, self.dbs.done, &key, &data)
-            if rc == 0:
+            if self.env.find(cursor, &key, &data):
                 if check_cell(DONE_SEED, &key, &data):
                     raise StoreCorrupt(f"the row of the finished timer {id.hex()} is damaged")
                 return (<Cell*>data.at).value
         finally:
-            self.env.end_read()
-        if rc != NOTFOUND:
-            check(rc, "cannot read the finished timers")
+            self.env.end_cursor(cursor)
         self.check_around(self.dbs.timers, id)
         self.check_around(self.dbs.done, id)
         return 0
@@ -164,7 +160,7 @@ cdef class LmdbTables:
         try:
             rc = lm.cursor_get(cursor, &key, &data, SET_RANGE)
             while rc == 0:
-                if check_name(&key, &data) or not follows(before, &key):
+                if check_name(&key, &data) or not goes_on(before, &key, self.env.page_bytes):
                     raise StoreCorrupt("a row of the names index is damaged; rebuild the due index")
                 if (<NameKey*>key.at).hash != begin.hash:
                     return found
@@ -198,7 +194,9 @@ cdef class LmdbTables:
         cdef void* cursor = self.env.begin_cursor(self.dbs.due)
         try:
             with nogil:
-                rc = gather_due(cursor, &begin, past, from_ns, to_ns, budget, &found)
+                rc = gather_due(
+                    cursor, &begin, past, from_ns, to_ns, budget, self.env.page_bytes, &found
+                )
             if rc == -1:
                 raise MemoryError
             check(rc, "cannot read the due index")
@@ -227,7 +225,9 @@ cdef class LmdbTables:
             if found.rows is NULL:
                 raise MemoryError
             with nogil:
-                rc = scan_rows(cursor, &wanted, after, budget, limit, &found)
+                rc = scan_rows(
+                    cursor, &wanted, after, budget, limit, self.env.page_bytes, &found
+                )
             check(rc, "cannot read the timers")
             last = PyBytes_FromStringAndSize(<char*>found.last, 16)
             if found.damaged:
@@ -258,7 +258,8 @@ cdef class LmdbTables:
         A flipped bit of a key leaves its row where it was, so it is beside the place it is missed
         at: this is how a damaged key is told from one that was never there. Pages above the rows
         hold keys too, without a checksum; where one of those is damaged the search ends in the
-        wrong page, and what it finds there is not above, or what is before it not below.
+        wrong page, and what it finds there is not above, or what is before it not below. And a
+        page may not list all of its rows.
         """
         cdef Val key, data
         cdef int rc, bad = 0
@@ -270,6 +271,7 @@ cdef class LmdbTables:
         if rc == 0:
             bad = self.check_one(dbi, &key, &data)
             bad = bad or key.size != size or memcmp(at, key.at, size) > 0
+            bad = bad or not goes_on(NULL, &key, self.env.page_bytes)
             if bad == 0 and memcmp(at, key.at, size) == 0:
                 # It is there, and it may have come after it was missed; a search has to find it.
                 bad = lm.get(self.env.reader, dbi, &key, &data)
@@ -279,6 +281,7 @@ cdef class LmdbTables:
         if rc == 0:
             bad = bad or self.check_one(dbi, &key, &data)
             bad = bad or key.size != size or memcmp(key.at, at, size) >= 0
+            bad = bad or not goes_on(NULL, &key, self.env.page_bytes)
         self.env.end_cursor(cursor)
         if bad or rc not in (0, NOTFOUND):
             raise StoreCorrupt(f"a row of the tables beside the key {missed.hex()} is damaged")

@@ -54,10 +54,12 @@ def open_store(
     slice_entries: int = SLICE_ENTRIES,
     slice_age_ns: int = SLICE_AGE_NS,
     map_bytes: int = 0,
+    renewed: bool = False,
 ) -> tuple[LmdbLog, LmdbTables]:
     """Open or create the store in `data_dir`, and check its tail; `close_store` closes it.
 
     map_bytes: address space for each of the two files, 0 for 1 TiB; a full one is StoreFull.
+    renewed: the tables are new, and the log need not reach back to where they stand.
     Raises StoreLocked, StoreFull, StoreFailed, StoreCorrupt, StoreTooNew.
     """
     lock_fd = _lock(data_dir)
@@ -74,7 +76,8 @@ def open_store(
         )
         _sync_names(data_dir)
         check_tail(log)
-        check_together(log, tables)
+        if not renewed:
+            check_together(log, tables)
     except BaseException:
         if tables is not None:
             tables.close()
@@ -196,26 +199,27 @@ def rebuild_tables(log: LmdbLog, tables: LmdbTables) -> int:
 
 
 @contextmanager
-def renewed_tables(data_dir: Path) -> Iterator[bool]:
+def renewed_tables(data_dir: Path, *, accept_loss: bool = False) -> Iterator[bool]:
     """Put the tables of a directory that nobody has open aside while new ones are made, if the log
-    still has all of its events: yields whether. If that fails they are put back, else removed.
+    still has all of its events or the loss of those that it has not is accepted: yields whether.
+    If that fails they are put back, else removed.
 
     To empty damaged tables instead could do more damage: LMDB would follow their pages to find out
     which are free now. Raises StoreLocked, StoreCorrupt, StoreFailed, StoreTooNew.
     """
     kept, aside = data_dir / "tables", data_dir / "tables.old"
-    whole = _log_is_whole(data_dir) and kept.is_dir()
-    if whole:
+    renewed = kept.is_dir() and (_log_is_whole(data_dir) or accept_loss)
+    if renewed:
         shutil.rmtree(aside, ignore_errors=True)
         kept.rename(aside)
     try:
-        yield whole
+        yield renewed
     except BaseException:
-        if whole:
+        if renewed:
             shutil.rmtree(kept, ignore_errors=True)
             aside.rename(kept)
         raise
-    if whole:
+    if renewed:
         shutil.rmtree(aside)
 
 

@@ -138,7 +138,7 @@ def test_a_damaged_entry_is_not_moved(tmp_path: Path) -> None:
                 timers.create(hour * HOUR_NS, b"")
         timers.slice(log, tables)
     file = path / "tables/data.mdb"
-    key = bytes([Scale.WALL]) + (2).to_bytes(4, "big") + (1_070).to_bytes(16, "big")
+    key = bytes([Scale.WALL]) + (2).to_bytes(4, "big") + (1_079).to_bytes(16, "big")
     damaged = key[:6] + b"\x40" + key[7:]
     assert key in file.read_bytes()
     file.write_bytes(file.read_bytes().replace(key, damaged))
