@@ -16,7 +16,17 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.proof import evidence, flips, fscuts, fuzzed, kills, powercut, shim, simulated
+from tests.proof import (
+    evidence,
+    flips,
+    fscuts,
+    fuzzed,
+    kills,
+    lost_writes,
+    powercut,
+    shim,
+    simulated,
+)
 from tests.proof.outcome import Outcome, Part
 
 RUN_S = 600.0
@@ -38,6 +48,7 @@ PARTS = [
     Entry("bit-flips", 2, flips.part),
     Entry("kills", 4, kills.part),
     Entry("fs-cuts", 2, fscuts.part),
+    Entry("lost-writes", 2, lost_writes.part),
     Entry("simulation", 3, simulated.part),
     Entry("fuzzing", 2, fuzzed.part),
 ]
