@@ -187,7 +187,7 @@ cdef bint heads_follow(uint64_t even, uint64_t odd) noexcept nogil:
     """Commits write the heads in turn; of a new file both are of none."""
     if even % 2 or (odd % 2 == 0 and odd):
         return False
-    return even - odd == 1 or odd - even == 1 or even == odd
+    return even == odd or even == odd + 1 or odd == even + 1
 
 
 # The trees.
@@ -333,6 +333,8 @@ cdef int mark_run(Check* check, const NodeHead* node, const char* data) noexcept
     cdef PageHead head
     cdef uint64_t first, i, pages
     memcpy(&first, data, sizeof(first))
+    if first >= check.pages:
+        return bad(check, b"it is behind the last page", first)
     cdef int64_t at = <int64_t>(first * check.page_bytes)
     if pread(check.fd, &head, sizeof(head), at) != sizeof(head):
         return bad(check, b"it cannot be read", first)
