@@ -6,6 +6,7 @@ python -m tests.fuzz.child TARGET --input FILE
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import mmap
@@ -20,7 +21,11 @@ from tests.fuzz.mutate import SIZE_MAX, Mutator, feedback
 
 COUNT = struct.Struct("<QI")  # executions, bytes of the newest input
 PLACE_BYTES = COUNT.size + SIZE_MAX
-LEAK_KB_MAX = 96 << 10  # growth after the first quarter
+HELD_KB_MAX = 16 << 10  # growth after the first quarter, of what is allocated
+RSS_KB_MAX = 512 << 10  # ... and of the process, which keeps pages of which little is in use
+BLOCK_BYTES = 64  # of Python, at a guess
+MALLINFO2 = ["arena", "ordblks", "smblks", "hblks", "hblkhd"]
+MALLINFO2 += ["usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 OURS = ["edgenode", "engine", "minoots", "tests.fuzz.planted"]
 
 
@@ -61,7 +66,7 @@ def mutate(name: str, place: Place, seconds: float, seed: int) -> int:
     targets = load(guided=False)
     target, looks = targets.TARGETS[name], feedback()
     mutator = Mutator(seeds_of(name, targets), target.words, seed)
-    began_s, warm_kb = time.monotonic(), 0
+    began_s, warm = time.monotonic(), None
     for data in mutator:
         place.note(data)
         target.run(data)
@@ -69,23 +74,43 @@ def mutate(name: str, place: Place, seconds: float, seed: int) -> int:
             mutator.keep(data)
         if place.count % 64 == 0:
             passed_s = time.monotonic() - began_s
-            if not warm_kb and passed_s > seconds / 4:
-                warm_kb = _rss_kb()
+            if warm is None and passed_s > seconds / 4:
+                warm = _memory_kb(targets)
             if passed_s > seconds:
                 break
-    grown_kb = _rss_kb() - warm_kb if warm_kb else 0
-    if grown_kb > LEAK_KB_MAX:
-        print(f"leak: it grew by {grown_kb} KB in {place.count} executions", file=sys.stderr)
+    now = _memory_kb(targets)
+    held_kb, rss_kb = now[0] - (warm or now)[0], now[1] - (warm or now)[1]
+    if held_kb > HELD_KB_MAX or rss_kb > RSS_KB_MAX:
+        what = f"leak: {held_kb} KB more are allocated, it grew by {rss_kb} KB"
+        print(f"{what} in {place.count} executions", file=sys.stderr)
         return 3
-    print(f"kept {len(mutator.kept)}", file=sys.stderr)
+    print(f"kept {len(mutator.kept)}; {held_kb} KB more are allocated", file=sys.stderr)
     return 0
 
 
-def _rss_kb() -> int:
-    """What is in memory now, without what waits to be collected."""
+class _Allocated(ctypes.Structure):
+    """`struct mallinfo2`."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO2]
+
+
+def _memory_kb(targets: ModuleType) -> tuple[int, int]:
+    """What is allocated now, and what is in memory: without what the targets keep for a while, and
+    what waits to be collected."""
+    targets.begin_anew()
     gc.collect()
+    program = ctypes.CDLL(None)
+    try:
+        sanitizer = program.__sanitizer_get_current_allocated_bytes
+    except AttributeError:
+        program.mallinfo2.restype = _Allocated
+        found = program.mallinfo2()
+        held = found.uordblks + found.hblkhd + BLOCK_BYTES * sys.getallocatedblocks()
+    else:
+        sanitizer.restype = ctypes.c_size_t
+        held = sanitizer()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() // 1_024
+    return held >> 10, pages * resource.getpagesize() >> 10
 
 
 def guide(name: str, place: Place, seconds: float, seed: int) -> int:

@@ -119,6 +119,11 @@ class _Nodes:
 _nodes = _Nodes()
 
 
+def begin_anew() -> None:
+    """Have the next input meet a new node: what the one that there is holds depends on its age."""
+    _nodes.node = None
+
+
 def requests(data: bytes) -> None:
     """Any request gets one answer, and none finds a fault of the node's own."""
     _nodes.ask(data.split(SPLIT))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edgenode.bundles.book import read_book
-from tests.fuzz import exchange, sanitize
+from tests.fuzz import child, exchange, sanitize, targets
 from tests.fuzz.child import seeds_of
 from tests.fuzz.mutate import Mutator
 from tests.fuzz.run import Way, run
@@ -85,3 +87,26 @@ def test_the_seeds_of_bundles_are_good_ones() -> None:
         assert exchange._agreeing(found) == found
     assert key.node == "a"
     assert folder.is_dir()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 20_000])
+def test_what_a_target_keeps_for_ever_is_a_leak(
+    kept_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = []
+
+    def run(data: bytes) -> None:
+        time.sleep(0.0002)
+        if kept_bytes:
+            kept.append(bytearray(kept_bytes))
+
+    target = targets.Target(run, lambda: [b"seed"])
+    fake = SimpleNamespace(TARGETS={"keeps": target}, begin_anew=lambda: None)
+    monkeypatch.setattr(child, "load", lambda guided: fake)
+    (tmp_path / "place").write_bytes(bytes(child.PLACE_BYTES))
+    place = child.Place(tmp_path / "place")
+    assert child.mutate("keeps", place, 1.0, 7) == (3 if kept_bytes else 0)
+    assert ("leak:" in capsys.readouterr().err) == bool(kept_bytes)
