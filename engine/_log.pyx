@@ -281,6 +281,7 @@ cdef class LmdbLog:
         cdef uint64_t first = 1, last = 0
         cdef void* txn = self.env.begin_read()
         cdef void* cursor
+        cdef bint whole = True
         cdef int rc
         try:
             self.bytes_used = self.env.used_bytes(txn, LOG_DATABASES)
@@ -288,6 +289,10 @@ cdef class LmdbLog:
             rc = lm.cursor_get(cursor, &key, &data, FIRST)
             if rc == 0:
                 first = key_of(&key)
+                whole = goes_on(NULL, &key, self.env.page_bytes)
+                # A damaged number of the oldest looks as if those before it were trimmed.
+                if lm.cursor_get(cursor, &key, &data, NEXT) == 0:
+                    whole = whole and key_of(&key) == first + 1
                 rc = lm.cursor_get(cursor, &key, &data, LAST)
                 last = key_of(&key)
             lm.cursor_close(cursor)
@@ -310,6 +315,8 @@ cdef class LmdbLog:
                 check(rc, "cannot find the last commit")
         finally:
             self.env.end_read()
+        if not whole:
+            raise StoreCorrupt(f"event {first} is not the oldest of the log; restore from a backup")
         if self.last_seq != last:
             raise StoreCorrupt(f"the log ends at event {last}; its last seal says {self.last_seq}")
         self.first_seq = first

@@ -278,7 +278,7 @@ cdef int walk(
         return -1
     if level == 0:
         check.leaves += 1
-        return read_leaf(check, number, leaves) if leaves else 0
+        return read_leaf(check, number, leaves, low, high) if leaves else 0
     check.branches += 1
     if read_page(check, number, page):
         return -1
@@ -298,7 +298,9 @@ cdef int walk(
     return 0
 
 
-cdef int read_leaf(Check* check, uint64_t number, uint16_t leaves) noexcept nogil:
+cdef int read_leaf(
+    Check* check, uint64_t number, uint16_t leaves, const NodeHead* low, const NodeHead* high
+) noexcept nogil:
     """leaves: INTEGER_KEYS to mark the free pages that they list, SUBTREE to take the trees from
     them, ENTRIES to mark the pages that entries lie on."""
     cdef char* page = check.rooms
@@ -312,6 +314,11 @@ cdef int read_leaf(Check* check, uint64_t number, uint16_t leaves) noexcept nogi
         return bad(check, b"its list of nodes is damaged", number)
     if (<PageHead*>page).number != number:
         return bad(check, b"it is another page", number)
+    if leaves != INTEGER_KEYS and (
+        (low is not NULL and order(low, node_of(page, 0)) > 0)
+        or (high is not NULL and order(node_of(page, nodes_of(page) - 1), high) >= 0)
+    ):
+        return bad(check, b"its keys are not between those above it", number)
     check.entries += nodes_of(page)
     for i in range(nodes_of(page)):
         node = node_of(page, i)

@@ -236,6 +236,48 @@ def test_the_oldest_event_is_not_trimmed_because_a_border_says_so(tmp_path: Path
             log.events(1, 10, 1 << 20)
 
 
+def leftmost(data: bytes, table: int) -> int:
+    """Where the first leaf of a table lies."""
+    root = root_of(data, table)
+    (first,) = struct.unpack_from("<H", data, root + PAGE.size)
+    return int.from_bytes(data[root + first : root + first + 6], "little") * PAGE_BYTES
+
+
+def test_the_number_of_the_oldest_event_is_not_believed_alone(tmp_path: Path) -> None:
+    """As if those before it were trimmed."""
+    with opened(tmp_path) as (_, _, writer):
+        writer.create(2_000)
+        writer.create(1)
+    path = tmp_path / "log/data.mdb"
+    data = path.read_bytes()
+    leaf = leftmost(data, EVENTS)
+    (node,) = struct.unpack_from("<H", data, leaf + PAGE.size)
+    put(path, leaf + node + 8, (2).to_bytes(8, "big"))
+    with pytest.raises(StoreCorrupt, match="event 2 is not the oldest of the log"):
+        open_store(tmp_path)
+    put(path, leaf, data[leaf : leaf + PAGE_BYTES])
+    for at in (LOWER_AT, PAGE.size):  # it hides some; it lists one twice
+        put(path, leaf + at, data[leaf + at + 2 : leaf + at + 4])
+        with pytest.raises(StoreCorrupt):
+            open_store(tmp_path)
+        put(path, leaf, data[leaf : leaf + PAGE_BYTES])
+
+
+def test_verify_finds_a_key_that_belongs_into_another_leaf(tmp_path: Path) -> None:
+    """The last one of the first leaf, above the first of the second."""
+    with opened(tmp_path) as (log, tables, writer):
+        writer.create(2_000)
+        catch_up(log, tables)
+    path = tmp_path / "tables/data.mdb"
+    data = path.read_bytes()
+    leaf = leftmost(data, DUE)
+    (lower,) = struct.unpack_from("<H", data, leaf + LOWER_AT)
+    (node,) = struct.unpack_from("<H", data, leaf + lower - 2)
+    put(path, leaf + node + 8, b"\xff")
+    with pytest.raises(StoreCorrupt, match="its keys are not between those above it"):
+        verify_store(tmp_path, lambda what, size: None)
+
+
 def look(tables: LmdbTables, times: int = 1) -> None:
     """Give it so often the time for a look."""
     for _ in range(times):
