@@ -54,7 +54,8 @@ cdef int read_terms(Terms* terms, now, limits) except -1:
 
 
 cdef inline char* put(char* to, const void* from_, size_t size) noexcept nogil:
-    memcpy(to, from_, size)
+    if size:  # without a name there is nothing to copy from either
+        memcpy(to, from_, size)
     return to + size
 
 

@@ -117,7 +117,8 @@ def _why(code: int, said: str) -> str:
     marks = ("ERROR: AddressSanitizer", "runtime error:", "Uncaught Python exception", "leak:")
     for at, line in enumerate(lines):
         if any(mark in line for mark in marks):
-            return f"exit {code}: {line.strip()} {' '.join(lines[at + 1 : at + 3])}"[:400]
+            what = f"exit {code}: {line.strip()} {' '.join(lines[at + 1 : at + 3])}"[:400]
+            return what.replace(f"{sanitize.ROOT}/", "")
     return f"exit {code}: {' '.join(lines[-1:])}"[:400]
 
 
@@ -126,7 +127,7 @@ def keep(way: Way, found: Found) -> str:
     KEEP.mkdir(parents=True, exist_ok=True)
     path = KEEP / f"{way.name}.input"
     path.write_bytes(found.data)
-    return f"python -m tests.fuzz.child {way.name} --input {path}"
+    return f"python -m tests.fuzz.child {way.name} --input {path.relative_to(sanitize.ROOT)}"
 
 
 def plant(seed: int, names: Sequence[str]) -> str:

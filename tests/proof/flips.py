@@ -372,7 +372,8 @@ def run(seed: int, flips: int, steps: int, workers: int) -> Tally:
         pool.run(child, boards)
     names = (*KINDS, "died", "hung")
     counts = {name: sum(board[name] for board in boards) for name in names}
-    note = next((board.note for board in boards if board.note), "")
+    told = sorted(boards, key=lambda board: -board["wrong"])  # that is more than a death
+    note = next((board.note for board in told if board.note), "")
     return Tally(sum(board["at"] for board in boards), counts, time.monotonic() - began_s, note)
 
 
