@@ -279,9 +279,9 @@ cdef class LmdbLog:
         cdef Val key, data
         cdef SealHead* seal
         cdef uint64_t first = 1, last = 0
-        cdef void* txn = self.env.begin_read()
-        cdef void* cursor
+        cdef void *cursor, *txn = self.env.begin_read()
         cdef bint whole = True
+        cdef size_t size = self.env.page_bytes
         cdef int rc
         try:
             self.bytes_used = self.env.used_bytes(txn, LOG_DATABASES)
@@ -289,8 +289,7 @@ cdef class LmdbLog:
             rc = lm.cursor_get(cursor, &key, &data, FIRST)
             if rc == 0:
                 first = key_of(&key)
-                whole = goes_on(NULL, &key, self.env.page_bytes)
-                # A damaged number of the oldest looks as if those before it were trimmed.
+                whole = goes_on(NULL, &key, size)  # or those before it seem to be trimmed
                 if lm.cursor_get(cursor, &key, &data, NEXT) == 0:
                     whole = whole and key_of(&key) == first + 1
                 rc = lm.cursor_get(cursor, &key, &data, LAST)
@@ -302,7 +301,8 @@ cdef class LmdbLog:
             rc = lm.cursor_get(cursor, &key, &data, LAST)
             if rc == 0:
                 self.finished = key_of(&key)
-                rc = check_seal(self.finished, &data)
+                # Its page may hide a later one, which need not have had events.
+                rc = check_seal(self.finished, &data) if goes_on(NULL, &key, size) else DAMAGED
             if rc == 0:
                 seal = <SealHead*>data.at
                 self.last_seq = seal.first_seq + seal.count - 1
@@ -405,8 +405,8 @@ cdef class LmdbLog:
     def seq_at(self, at_ns: int) -> int:
         """See `store.LogReader`. Instants that ran back leave it at one of the crossings."""
         cdef Val key, data
-        cdef uint64_t middle, middle_key
-        cdef uint64_t low = self.state().first_seq, high = self.state().last_seq + 1
+        cdef uint64_t middle, middle_key, low = self.state().first_seq
+        cdef uint64_t high = self.state().last_seq + 1
         cdef void* txn = self.env.begin_read()
         try:
             while low < high:

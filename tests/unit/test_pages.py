@@ -20,7 +20,7 @@ from engine.errors import StoreCorrupt
 from engine.files import catch_up, open_store
 from engine.record import Scale
 from tests.proof.structure import HEAD, LEAF, PAGE, TREE, _pages
-from tests.unit.stored import Writer, opened
+from tests.unit.stored import Writer, opened, receipt
 
 PAGE_BYTES = 4_096
 HEAD_AT = PAGE.size
@@ -177,7 +177,7 @@ def damage_a_branch(path: Path, table: int) -> None:
     put(path, root + one, data[root + two : root + two + 6])
 
 
-DUE, EVENTS = 1, 1  # their places in the order of the names
+COMMITS, DUE, EVENTS = 0, 1, 1  # their places in the order of the names
 
 
 def test_a_store_with_a_damaged_branch_does_not_open(tmp_path: Path) -> None:
@@ -261,6 +261,30 @@ def test_the_number_of_the_oldest_event_is_not_believed_alone(tmp_path: Path) ->
         with pytest.raises(StoreCorrupt):
             open_store(tmp_path)
         put(path, leaf, data[leaf : leaf + PAGE_BYTES])
+
+
+def test_a_last_commit_without_events_is_not_hidden(tmp_path: Path) -> None:
+    """The seal before it ends with the same event."""
+    with opened(tmp_path) as (_, _, writer):
+        writer.create(2)
+        writer.write([], receipts=receipt(1, 11))
+    path = tmp_path / "log/data.mdb"
+    data = path.read_bytes()
+    root = root_of(data, COMMITS)
+    put(path, root + LOWER_AT, bytes([data[root + LOWER_AT] - 2]))
+    with pytest.raises(StoreCorrupt):
+        open_store(tmp_path)
+    put(path, root, data[root : root + PAGE_BYTES])
+    with opened(tmp_path) as (_, _, writer):
+        for _ in range(400):
+            writer.write([], receipts=receipt(1, 11))
+    data = path.read_bytes()
+    root = root_of(data, COMMITS)
+    last = _pages(data, PAGE_BYTES, root // PAGE_BYTES)
+    leaf = next(page for page in last if PAGE.unpack_from(data, page)[2] == LEAF)
+    put(path, leaf + LOWER_AT, bytes([data[leaf + LOWER_AT] - 2]))
+    with pytest.raises(StoreCorrupt, match="seal of commit 401 is damaged"):
+        open_store(tmp_path)
 
 
 def test_verify_finds_a_key_that_belongs_into_another_leaf(tmp_path: Path) -> None:
