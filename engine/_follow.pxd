@@ -28,12 +28,12 @@ cdef class Follower:
     cdef Fault fault
     # The thread's.
     cdef void* log_txn              # its own reader of the log
+    cdef void* look_txn             # ... and of the tables
+    cdef int64_t look_every_ns, looked_ns
     cdef Slice piece
     cdef Fold fold
     cdef Fault trouble              # becomes `fault` when it is published
     cdef uint64_t used
-    cdef void* look_txn             # ... and of the tables
-    cdef int64_t look_every_ns, looked_ns
     cdef uint64_t piece_entries     # events of the next piece
     cdef int64_t commit_ns          # what the last commit took
     # The caller's.

@@ -11,7 +11,6 @@ the time in which the slice came together. Large ones dirty fewer pages: where `
 or there is a hurry, whole slices are written without rest.
 
 Once an hour it looks whether the pages of both files hold together (`_pages.pyx`).
-
 It must never read more of the log than `follow` said is durable, and never forget a finished timer
 whose last event the log still holds. Like the log's, it stops for good at an error.
 """
@@ -312,7 +311,8 @@ cdef class Follower:
             return wrong(&self.trouble, LOG_UNREADABLE, rc, 0)
         rc = env.look(reader, False, &check)
         lm.txn_reset(reader)
-        return wrong(&self.trouble, what, 0, check.page) if rc else 0
+        # Where there is no memory for it: later.
+        return wrong(&self.trouble, what, 0, check.page) if rc == -1 else 0
 
     cdef int make_slice(
         self, uint64_t to_commit, uint64_t entries, Standing* standing

@@ -27,7 +27,15 @@ from libc.errno cimport EDQUOT, EFBIG, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from engine._pages cimport Check, check_heads, check_trees, goes_on, is_within
+from engine._pages cimport (
+    MOVED,
+    NO_MEMORY,
+    Check,
+    check_heads,
+    check_trees,
+    goes_on,
+    is_within,
+)
 from engine._threads cimport MADV_DONTNEED, madvise
 
 from engine.errors import StoreCorrupt, StoreFailed, StoreFull, StoreTooNew
@@ -267,19 +275,21 @@ cdef class Environment:
         with nogil:
             rc = self.look(reader, deep, &check)
         self.end_read()
+        if rc == NO_MEMORY:
+            raise MemoryError
         if rc:
             raise self.damaged(&check)
         return 0
 
     cdef int look(self, void* reader, bint deep, Check* check) noexcept nogil:
-        """Fill `check` with what is wrong with the pages, -1 if something is. `reader`: a begun
-        transaction, which may be another one afterwards."""
+        """Fill `check` with what is wrong with the pages, -1 if something is; or NO_MEMORY. `reader`:
+        a begun transaction, which may be another one afterwards."""
         cdef int looks, rc = 1
         for looks in range(LOOKS_MAX):
             memset(check, 0, sizeof(Check))
             check.fd, check.page_bytes, check.deep = self.fd, self.page_bytes, deep
             rc = check_trees(check, lm.txn_id(reader))
-            if rc <= 0:
+            if rc != MOVED:
                 return rc
             lm.txn_reset(reader)
             if lm.txn_renew(reader):

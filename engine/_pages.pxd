@@ -8,6 +8,9 @@ cdef enum:
     KIND_BRANCH = 1
     KIND_LEAF = 2
 
+    MOVED = 1                       # what `check_trees` may say beside -1
+    NO_MEMORY = -2
+
 cdef packed struct PageHead:        # 16 bytes; the offsets of the nodes follow
     uint64_t number
     uint16_t pad

@@ -99,6 +99,7 @@ def test_heads_that_do_not_go_together(file: tuple[Path, int]) -> None:
     assert "its commit is not the one that wrote it" in wrong(str(path), txn + 1, False)
     put(path, older + TXN_AT, struct.pack("<Q", txn - 1))
     assert wrong(str(path), txn, False) == ""
+    assert wrong(str(path), txn - 2, False) == "the head is of another commit"  # by now: look again
     for at in (HEAD_AT, HEAD_AT + 4, HEAD_AT + 24, HEAD_AT + 28):  # magic, version, size, flags
         before = path.read_bytes()[older + at]
         put(path, older + at, bytes([before ^ 4]))
@@ -217,14 +218,22 @@ def test_damaged_tables_of_a_trimmed_log_are_replaced_where_the_loss_is_accepted
     verify_store(tmp_path, lambda what, size: None)
 
 
-def test_the_oldest_event_is_not_trimmed_because_a_border_says_so(tmp_path: Path) -> None:
-    """A damaged key in the page above the events sends the search for the first into the second
-    page, where it is not."""
+@pytest.fixture
+def log_file(tmp_path: Path) -> tuple[Path, bytes]:
+    """The file of a log of two commits, whose events fill some pages; and what is in it."""
     with opened(tmp_path) as (_, _, writer):
         writer.create(2_000)
         writer.create(1)
     path = tmp_path / "log/data.mdb"
-    data = path.read_bytes()
+    return path, path.read_bytes()
+
+
+def test_the_oldest_event_is_not_trimmed_because_a_border_says_so(
+    tmp_path: Path, log_file: tuple[Path, bytes]
+) -> None:
+    """A damaged key in the page above the events sends the search for the first into the second
+    page, where it is not."""
+    path, data = log_file
     root = root_of(data, EVENTS)
     _, second = struct.unpack_from("<HH", data, root + PAGE.size)
     put(path, root + second + 8, (1).to_bytes(8, "big"))
@@ -243,13 +252,11 @@ def leftmost(data: bytes, table: int) -> int:
     return int.from_bytes(data[root + first : root + first + 6], "little") * PAGE_BYTES
 
 
-def test_the_number_of_the_oldest_event_is_not_believed_alone(tmp_path: Path) -> None:
+def test_the_number_of_the_oldest_event_is_not_believed_alone(
+    tmp_path: Path, log_file: tuple[Path, bytes]
+) -> None:
     """As if those before it were trimmed."""
-    with opened(tmp_path) as (_, _, writer):
-        writer.create(2_000)
-        writer.create(1)
-    path = tmp_path / "log/data.mdb"
-    data = path.read_bytes()
+    path, data = log_file
     leaf = leftmost(data, EVENTS)
     (node,) = struct.unpack_from("<H", data, leaf + PAGE.size)
     put(path, leaf + node + 8, (2).to_bytes(8, "big"))
@@ -308,6 +315,25 @@ def look(tables: LmdbTables, times: int = 1) -> None:
         time.sleep(0.03)
         tables.expire(0, 0)
         tables.applied()
+
+
+def test_a_look_while_both_files_are_written_calls_neither_damaged(tmp_path: Path) -> None:
+    for part in ("log", "tables"):
+        (tmp_path / part).mkdir()
+    log = LmdbLog(str(tmp_path / "log"))
+    tables = LmdbTables(str(tmp_path / "tables"), log, slice_age_ns=0, look_every_ns=1)
+    try:
+        writer = Writer(log)
+        for at in range(1_500):
+            number = writer.create(1 + at % 40)
+            tables.follow(writer.state.last_seq, number)
+            tables.expire(0, 0)
+            tables.applied()
+        tables.expire(0, 0)
+        log.durable()
+    finally:
+        tables.close()
+        log.close()
 
 
 @pytest.mark.parametrize("name", ["log", "tables"])
